@@ -1,0 +1,2 @@
+//! Boots a kernel in QEMU and runs one command in it.
+fn main() {}
