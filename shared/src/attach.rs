@@ -8,7 +8,7 @@ use libbpf_rs::{Link, MapHandle, Object};
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
-use crate::kind::{self, Kind, Options, Session};
+use crate::kind::{self, Condition, Kind, Options, Session};
 use crate::live::{self, Live, Meta};
 use crate::object;
 use crate::params::Assignment;
@@ -84,11 +84,18 @@ pub fn attach(mut loaded: Loaded, options: &Options, pin: bool) -> Result<Attach
     mend::sweep(&tree);
     let id = loaded.policy.id();
     if let Some(there) = live::all()?.iter().find(|l| l.meta.policy == id) {
-        let how = match there.meta.pid {
-            Some(pid) => format!("{id} is already attached, by polity run (process {pid})"),
-            None => format!("{id} is already attached"),
-        };
-        return Err(Error::failed(how).hint(format!("`polity detach {id}` takes it off")).into());
+        if matches!(loaded.kind.condition(there), Condition::Ejected(_)) && there.folder.is_some() {
+            tracing::warn!("{id} had been ejected by the kernel; its pins are replaced");
+            detach(there, &tree)?;
+        } else {
+            let how = match there.meta.pid {
+                Some(pid) => format!("{id} is already attached, by polity run (process {pid})"),
+                None => format!("{id} is already attached"),
+            };
+            return Err(Error::failed(how)
+                .hint(format!("`polity detach {id}` takes it off"))
+                .into());
+        }
     }
     loaded.session.ready()?;
 
@@ -159,6 +166,9 @@ impl Attached {
         for (_, link) in self.links.into_iter().rev() {
             drop(link);
         }
+        if let Ok(kind) = self.live.kind() {
+            kind.settle(&self.live);
+        }
         result
     }
 }
@@ -174,14 +184,17 @@ pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
             .hint("press Ctrl-C there, or send that process SIGTERM")
             .into());
     }
-    live.kind()?.undo(live)?;
+    let kind = live.kind()?;
+    kind.undo(live)?;
     unpin(live, tree);
+    kind.settle(live);
     Ok(())
 }
 
-fn unpin(live: &Live, _tree: &Tree) {
+fn unpin(live: &Live, tree: &Tree) {
     if let Some(folder) = &live.folder {
         tree::unpin(folder, live.last_link());
+        tree.tidy();
     }
 }
 

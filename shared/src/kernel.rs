@@ -4,10 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use libbpf_rs::btf::types::{Composite, Enum, Enum64};
-use libbpf_rs::btf::{Btf, BtfKind};
+use libbpf_rs::btf::{Btf, BtfKind, BtfType};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::layout::text;
 use crate::sys;
 
 /// Where the kernel shows its own BTF.
@@ -117,25 +118,23 @@ impl Kernel {
         let btf = self.btf.as_ref()?;
         let id = sys::btf_find(btf, name, BtfKind::Struct)?;
         let def: Composite<'_> = btf.type_by_id(id)?;
-        Some(def.iter().filter_map(|m| m.name.map(crate::layout::text)).collect())
+        Some(def.iter().filter_map(|m| m.name.map(text)).collect())
     }
 
     /// The enumerators of every enumeration whose name starts with `prefix`.
     pub fn enumerators(&self, prefix: &str) -> Vec<(String, u64)> {
         let Some(btf) = &self.btf else { return Vec::new() };
         let mut all = Vec::new();
-        let wanted = |name: Option<&std::ffi::OsStr>| {
-            name.is_some_and(|n| n.to_string_lossy().starts_with(prefix))
-        };
-        for e in btf.type_by_kind::<Enum<'_>>().filter(|e| wanted(e.name())) {
-            all.extend(
-                e.iter().filter_map(|m| Some((crate::layout::text(m.name?), m.value as u64))),
-            );
-        }
-        for e in btf.type_by_kind::<Enum64<'_>>().filter(|e| wanted(e.name())) {
-            all.extend(
-                e.iter().filter_map(|m| Some((crate::layout::text(m.name?), m.value as u64))),
-            );
+        for id in sys::btf_enums(btf) {
+            let Some(ty) = btf.type_by_id::<BtfType<'_>>(id) else { continue };
+            if !ty.name().is_some_and(|n| n.to_string_lossy().starts_with(prefix)) {
+                continue;
+            }
+            if let Ok(e) = Enum64::try_from(ty) {
+                all.extend(e.iter().filter_map(|m| Some((text(m.name?), m.value as u64))));
+            } else if let Ok(e) = Enum::try_from(ty) {
+                all.extend(e.iter().filter_map(|m| Some((text(m.name?), m.value as u64))));
+            }
         }
         all
     }

@@ -15,7 +15,11 @@ use clap::{Parser, Subcommand};
 /// guest died or its kernel log has a splat.
 #[derive(Debug, Parser)]
 #[command(name = "vm", version, max_term_width = 100)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, subcommand_precedence_over_arg = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    subcommand_precedence_over_arg = true
+)]
 pub struct Cli {
     /// Other things to do.
     #[command(subcommand)]

@@ -70,7 +70,9 @@ impl Kernel {
             order: Vec::new(),
         };
         for name in wanted {
-            loader.add(&name.replace('-', "_"), image).with_context(|| format!("--module {name}"))?;
+            loader
+                .add(&name.replace('-', "_"), image)
+                .with_context(|| format!("--module {name}"))?;
         }
         Ok(loader.order)
     }
@@ -88,7 +90,8 @@ impl Loader {
         if self.builtin.contains(name) || !self.begun.insert(name.to_string()) {
             return Ok(());
         }
-        let file = self.files.get(name).with_context(|| format!("the kernel has no module {name}"))?;
+        let file =
+            self.files.get(name).with_context(|| format!("the kernel has no module {name}"))?;
         let module = read_module(file).with_context(|| file.display().to_string())?;
         for list in elf::modinfo(&module, "depends")? {
             for dependency in list.split(',').filter(|d| !d.is_empty()) {

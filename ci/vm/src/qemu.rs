@@ -70,16 +70,28 @@ impl Machine<'_> {
             let found = version()?;
             if found < ICOUNT_VERSION {
                 let ((a, b), (c, d)) = (ICOUNT_VERSION, found);
-                bail!("--icount needs QEMU {a}.{b} or newer, this one is {c}.{d} (ci/setup installs one)");
+                bail!(
+                    "--icount needs QEMU {a}.{b} or newer, this one is {c}.{d} (ci/setup installs one)"
+                );
             }
         }
         let mut qemu = Command::new(PROGRAM);
-        qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none"]);
+        qemu.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-nic",
+            "none",
+        ]);
         qemu.args(["-cpu", "max", "-smp", self.smp, "-m", self.mem]);
         qemu.args(match self.accel {
             Accel::Kvm => &["-accel", "kvm"][..],
             Accel::Tcg => &["-accel", "tcg,thread=multi"],
-            Accel::Icount => &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-rtc", "clock=vm"],
+            Accel::Icount => {
+                &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-rtc", "clock=vm"]
+            }
         });
         qemu.arg("-kernel").arg(self.kernel);
         qemu.args(["-append", &self.command_line()]);
@@ -96,10 +108,16 @@ impl Machine<'_> {
         unsafe {
             qemu.pre_exec(move || {
                 set_parent_process_death_signal(Some(Signal::KILL))?;
-                if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+                if getppid() == Some(parent) {
+                    Ok(())
+                } else {
+                    Err(io::ErrorKind::BrokenPipe.into())
+                }
             });
         }
-        let mut child = qemu.spawn().with_context(|| format!("cannot start {PROGRAM} (ci/setup installs it)"))?;
+        let mut child = qemu
+            .spawn()
+            .with_context(|| format!("cannot start {PROGRAM} (ci/setup installs it)"))?;
         drop((console_end, out_end, err_end, status_end));
         let complaints = child.stderr.take().context("QEMU has no standard error")?;
         Ok(Qemu { child, console, out, err, status, complaints })
@@ -127,7 +145,10 @@ impl Drop for Qemu {
 fn channel(qemu: &mut Command, name: &str) -> Result<(UnixStream, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     keep_open(&theirs)?;
-    qemu.args([OsString::from("-chardev"), format!("socket,id={name},fd={}", theirs.as_raw_fd()).into()]);
+    qemu.args([
+        OsString::from("-chardev"),
+        format!("socket,id={name},fd={}", theirs.as_raw_fd()).into(),
+    ]);
     Ok((ours, theirs))
 }
 
@@ -154,7 +175,8 @@ pub fn version() -> Result<(u32, u32)> {
 
 /// `QEMU emulator version 10.0.2 (Debian ...)`.
 fn parse_version(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.split("version ").nth(1)?.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    let mut numbers =
+        text.split("version ").nth(1)?.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
@@ -164,7 +186,10 @@ mod tests {
 
     #[test]
     fn versions() {
-        assert_eq!(parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright"), Some((10, 0)));
+        assert_eq!(
+            parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright"),
+            Some((10, 0))
+        );
         assert_eq!(parse_version("QEMU emulator version 7.2.22"), Some((7, 2)));
         assert_eq!(parse_version("no"), None);
     }

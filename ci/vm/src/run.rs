@@ -83,7 +83,8 @@ fn pack(options: &Run, kernel: &Kernel, heartbeat: bool) -> Result<OwnedFd> {
         image.add(&host, &guest).with_context(|| format!("--file {}", host.display()))?;
     }
     for tool in &options.tools {
-        let program = userland::find(tool).with_context(|| format!("--tool {tool}: not found on the host's PATH"))?;
+        let program = userland::find(tool)
+            .with_context(|| format!("--tool {tool}: not found on the host's PATH"))?;
         userland::add_program(&mut image, &program)?;
     }
     let job = Job {

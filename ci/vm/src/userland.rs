@@ -14,10 +14,16 @@ use crate::image::Image;
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 const ETC: &[(&str, &str)] = &[
-    ("passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"),
+    (
+        "passwd",
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+    ),
     ("group", "root:x:0:\nnogroup:x:65534:\n"),
     ("hosts", "127.0.0.1 localhost polity\n::1 localhost\n"),
-    ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\n"),
+    (
+        "nsswitch.conf",
+        "passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\n",
+    ),
     ("hostname", "polity\n"),
 ];
 
@@ -41,7 +47,8 @@ pub fn add(image: &mut Image) -> Result<()> {
     }
     if let Some(busybox) = find("busybox") {
         image.add(&busybox, Path::new("/usr/bin/busybox"))?;
-        let list = Command::new(&busybox).arg("--list-full").output().context("busybox --list-full")?;
+        let list =
+            Command::new(&busybox).arg("--list-full").output().context("busybox --list-full")?;
         for applet in String::from_utf8_lossy(&list.stdout).lines() {
             let path = Path::new("/").join(applet);
             if !image.contains(&path) {

@@ -85,7 +85,11 @@ pub fn watch(mut qemu: Qemu, deadlines: &Deadlines, log: &Path) -> Result<Verdic
     bail!("QEMU ended: {}", complaint.trim());
 }
 
-fn decide(events: &Receiver<Event>, start: Instant, deadlines: &Deadlines) -> Result<Option<Verdict>> {
+fn decide(
+    events: &Receiver<Event>,
+    start: Instant,
+    deadlines: &Deadlines,
+) -> Result<Option<Verdict>> {
     let (mut out, mut err) = (0, 0);
     let mut exit = None;
     let mut panicked = false;
@@ -119,7 +123,9 @@ fn decide(events: &Receiver<Event>, start: Instant, deadlines: &Deadlines) -> Re
                 return Ok(Some(Verdict::Died("the kernel panicked".into())));
             }
             Ok(Event::Closed) | Err(RecvTimeoutError::Disconnected) => return Ok(None),
-            Err(RecvTimeoutError::Timeout) if Instant::now() >= total => return Ok(Some(Verdict::Timeout)),
+            Err(RecvTimeoutError::Timeout) if Instant::now() >= total => {
+                return Ok(Some(Verdict::Timeout));
+            }
             Err(RecvTimeoutError::Timeout) => return Ok(Some(Verdict::Died(why.into()))),
         }
     }

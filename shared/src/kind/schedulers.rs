@@ -1,5 +1,7 @@
 //! CPU schedulers: `struct sched_ext_ops`, one at a time, ejected by the kernel when they fail.
 
+use std::time::Duration;
+
 use libbpf_rs::{Link, MapCore, Object};
 use serde_json::{Value, json};
 
@@ -106,6 +108,23 @@ impl Kind for Schedulers {
         }
     }
 
+    fn settle(&self, live: &Live) {
+        // The kernel frees an unpinned link in its own time, and then moves tasks back.
+        let own = ops_name(&live.meta.manifest.policy.name);
+        for _ in 0..400 {
+            let gone = match state().as_deref() {
+                Some("enabled" | "enabling") => running().as_deref() != Some(&own),
+                Some("disabling") => false,
+                _ => true,
+            };
+            if gone {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(25));
+        }
+        tracing::warn!("the kernel is still taking `{own}` off");
+    }
+
     fn detail(&self, live: &Live) -> Value {
         let switch_all = read(&format!("{SYSFS}/switch_all")).is_some_and(|v| v == "1");
         let mut detail = json!({"ops": running(), "state": state(), "switch_all": switch_all});
@@ -203,6 +222,7 @@ fn replace(name: &str) -> Result<()> {
             && let Some(folder) = &live.folder
         {
             crate::tree::unpin(folder, None);
+            Schedulers.settle(&live);
             return Ok(());
         }
     }
