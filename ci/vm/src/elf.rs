@@ -17,7 +17,10 @@ pub fn libraries(path: &Path) -> Result<Vec<PathBuf>> {
     let mut magic = [0; 18];
     let mut file = File::open(path).with_context(|| path.display().to_string())?;
     // ET_EXEC and ET_DYN: a BPF object is ET_REL and needs nothing.
-    if file.read_exact(&mut magic).is_err() || !magic.starts_with(b"\x7fELF") || !matches!(magic[16], 2 | 3) {
+    if file.read_exact(&mut magic).is_err()
+        || !magic.starts_with(b"\x7fELF")
+        || !matches!(magic[16], 2 | 3)
+    {
         return Ok(Vec::new());
     }
     let output = Command::new(LOADER)
@@ -40,7 +43,9 @@ fn listed(list: &str) -> Result<Vec<PathBuf>> {
         if target == "not found" {
             bail!("needs a shared library that the host lacks: {}", line.trim());
         }
-        if let Some(path) = target.rsplit_once(" (0x").map(|(path, _)| path).filter(|p| p.starts_with('/')) {
+        if let Some(path) =
+            target.rsplit_once(" (0x").map(|(path, _)| path).filter(|p| p.starts_with('/'))
+        {
             found.push(PathBuf::from(path));
         }
     }

@@ -83,6 +83,16 @@ impl Image {
         Ok(())
     }
 
+    /// How much memory the files take.
+    pub fn size(&self) -> Result<u64> {
+        let sizes = self.0.values().map(|node| match node {
+            Node::Dir(_) | Node::Link(_) => Ok(0),
+            Node::Bytes(content, _) => Ok(content.len() as u64),
+            Node::Host(host, _) => Ok(fs::metadata(host)?.len()),
+        });
+        sizes.sum()
+    }
+
     fn insert(&mut self, path: &Path, node: Node) {
         let path = placed(path);
         for above in path.ancestors().skip(1).filter(|p| p.parent().is_some()) {
@@ -95,9 +105,13 @@ impl Image {
     pub fn write(&self, mut to: impl Write) -> Result<()> {
         for (ino, (path, node)) in self.0.iter().enumerate() {
             let name = path.strip_prefix("/").unwrap_or(path);
-            let entry = Builder::new(name.to_str().context("a file name that is not UTF-8")?).ino(ino as u32 + 1);
+            let entry = Builder::new(name.to_str().context("a file name that is not UTF-8")?)
+                .ino(ino as u32 + 1);
             let (entry, content) = match node {
-                Node::Dir(mode) => (entry.nlink(2).mode(*mode).set_mode_file_type(ModeFileType::Directory), Vec::new()),
+                Node::Dir(mode) => (
+                    entry.nlink(2).mode(*mode).set_mode_file_type(ModeFileType::Directory),
+                    Vec::new(),
+                ),
                 Node::Link(target) => (
                     entry.mode(0o777).set_mode_file_type(ModeFileType::Symlink),
                     target.to_str().context("a link that is not UTF-8")?.as_bytes().to_vec(),
@@ -110,7 +124,8 @@ impl Image {
                     fs::read(host).with_context(|| host.display().to_string())?,
                 ),
             };
-            let size = u32::try_from(content.len()).with_context(|| format!("{} is too large", path.display()))?;
+            let size = u32::try_from(content.len())
+                .with_context(|| format!("{} is too large", path.display()))?;
             let mut writer = entry.write(&mut to, size);
             writer.write_all(&content)?;
             writer.finish()?;

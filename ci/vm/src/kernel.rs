@@ -20,6 +20,9 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// The uncompressed kernel, which a fetched tree has besides the image of the package.
+    pub const EXTRACTED: &str = "vmlinux";
+
     /// The kernel in this directory.
     pub fn open(root: &Path) -> Result<Kernel> {
         let modules = root.join("usr/lib/modules");
@@ -45,9 +48,10 @@ impl Kernel {
             .with_context(|| format!("the kernel {} has no {name}", self.release))
     }
 
-    /// The compressed kernel.
+    /// The file to boot.
     pub fn image(&self) -> Result<PathBuf> {
-        self.find("vmlinuz")
+        let extracted = self.root.join(Kernel::EXTRACTED);
+        if extracted.exists() { Ok(extracted) } else { self.find("vmlinuz") }
     }
 
     /// Its configuration; Debian's kernels have no /proc/config.gz.
@@ -70,7 +74,9 @@ impl Kernel {
             order: Vec::new(),
         };
         for name in wanted {
-            loader.add(&name.replace('-', "_"), image).with_context(|| format!("--module {name}"))?;
+            loader
+                .add(&name.replace('-', "_"), image)
+                .with_context(|| format!("--module {name}"))?;
         }
         Ok(loader.order)
     }
@@ -88,7 +94,8 @@ impl Loader {
         if self.builtin.contains(name) || !self.begun.insert(name.to_string()) {
             return Ok(());
         }
-        let file = self.files.get(name).with_context(|| format!("the kernel has no module {name}"))?;
+        let file =
+            self.files.get(name).with_context(|| format!("the kernel has no module {name}"))?;
         let module = read_module(file).with_context(|| file.display().to_string())?;
         for list in elf::modinfo(&module, "depends")? {
             for dependency in list.split(',').filter(|d| !d.is_empty()) {

@@ -57,7 +57,8 @@ fn run(status: &mut fs::File) -> Result<Report> {
     rustix::system::sethostname(b"polity")?;
     for module in &job.modules {
         let image = fs::read(module).with_context(|| module.clone())?;
-        rustix::system::init_module(&image, c"").with_context(|| format!("cannot load the module {module}"))?;
+        rustix::system::init_module(&image, c"")
+            .with_context(|| format!("cannot load the module {module}"))?;
         fs::remove_file(module)?;
     }
     let out = Relay::to(job::OUT)?;
@@ -103,7 +104,11 @@ fn interpreter_hint(program: &str) -> String {
     let Some(interpreter) = first.strip_prefix(b"#!") else { return String::new() };
     let interpreter = String::from_utf8_lossy(interpreter);
     let path = interpreter.split_whitespace().next().unwrap_or_default();
-    if Path::new(path).exists() { String::new() } else { format!(": its interpreter {path} is not in the guest") }
+    if Path::new(path).exists() {
+        String::new()
+    } else {
+        format!(": its interpreter {path} is not in the guest")
+    }
 }
 
 /// Waits for the command, and takes in the orphans that end before it does.
@@ -122,7 +127,9 @@ fn kill_the_rest() {
     for _ in 0..10 {
         let mut left = false;
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()).and_then(Pid::from_raw) else {
+            let Some(pid) =
+                entry.file_name().to_str().and_then(|n| n.parse().ok()).and_then(Pid::from_raw)
+            else {
                 continue;
             };
             // A kernel thread has no executable.

@@ -29,14 +29,17 @@ pub fn all() -> Result<()> {
         let at = Path::new(target);
         let covers = at.read_dir().is_ok_and(|mut d| d.next().is_some());
         if covers && *kind == "tmpfs" {
-            mount_over(at, options).with_context(|| format!("cannot move the files of {target} onto a tmpfs"))?;
+            mount_over(at, options)
+                .with_context(|| format!("cannot move the files of {target} onto a tmpfs"))?;
         } else {
             fs::create_dir_all(at).with_context(|| target.to_string())?;
             mount(*kind, at, *kind, MountFlags::empty(), *options)
                 .with_context(|| format!("cannot mount {kind} on {target}"))?;
         }
     }
-    for (target, link) in [("/proc/self/fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr")] {
+    for (target, link) in
+        [("/proc/self/fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr")]
+    {
         symlink(target, Path::new("/dev").join(link)).with_context(|| format!("/dev/{link}"))?;
     }
     Ok(())
