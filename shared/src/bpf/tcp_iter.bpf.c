@@ -11,6 +11,10 @@
 
 char _license[] SEC("license") = "GPL";
 
+/* Types that are only ever on the stack are not in BTF; the host reads these records by it. */
+struct polity_tcp_moved *polity_moved_record;
+struct polity_tcp_socket *polity_socket_record;
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 256);
