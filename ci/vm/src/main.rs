@@ -1,2 +1,111 @@
 //! Boots a kernel in QEMU and runs one command in it.
-fn main() {}
+
+mod accel;
+mod apt;
+mod bzimage;
+mod cache;
+mod cli;
+mod elf;
+mod fetch;
+mod guest;
+mod image;
+mod job;
+mod kernel;
+mod pack;
+mod qemu;
+mod run;
+mod series;
+mod splat;
+mod userland;
+mod watch;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use cli::{Cli, Run, Task};
+use fetch::{Store, Vanished};
+use kernel::Kernel;
+use qemu::Accel;
+
+/// Exit status when the mirror has no kernel of the series any more.
+const SKIP: u8 = 77;
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        guest::main();
+    }
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        let _ = error.print();
+        std::process::exit(if error.use_stderr() { run::HARNESS.into() } else { 0 });
+    });
+    let done = match &cli.task {
+        Some(Task::Fetch { refresh, series }) => fetch(*refresh, series),
+        Some(Task::Kernels { required, sched_ext, names }) => {
+            kernels(*required, *sched_ext, *names)
+        }
+        None => run_command(&cli.run),
+    };
+    done.map_or_else(
+        |error| {
+            eprintln!("vm: {error:#}");
+            ExitCode::from(if error.is::<Vanished>() { SKIP } else { run::HARNESS })
+        },
+        ExitCode::from,
+    )
+}
+
+fn run_command(options: &Run) -> Result<u8> {
+    let store = Store::open()?;
+    let wanted = options.kernel.as_deref();
+    let (kernel, package) = match wanted.map(Path::new) {
+        Some(path) if path.is_dir() => (Kernel::open(path)?, path.display().to_string()),
+        _ => store.get(store.catalog().get(wanted)?)?,
+    };
+    let accel =
+        if options.icount { Accel::Icount } else { accel::fastest(store.cache(), &kernel)? };
+    eprintln!("vm: {package}, {}", accel.name());
+    run::run(options, &kernel, accel)
+}
+
+fn fetch(refresh: bool, names: &[String]) -> Result<u8> {
+    let store = Store::open()?;
+    let catalog = store.catalog();
+    let wanted = if names.is_empty() {
+        catalog.series.iter().collect()
+    } else {
+        names.iter().map(|n| catalog.get(Some(n))).collect::<Result<Vec<_>>>()?
+    };
+    let mut status = 0;
+    for (i, series) in wanted.into_iter().enumerate() {
+        match store.fetch(series, refresh && i == 0) {
+            Ok(tree) => println!("{}", fetch::describe(&tree)),
+            Err(error) if error.is::<Vanished>() => {
+                eprintln!("vm: {error}");
+                status = SKIP;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(status)
+}
+
+fn kernels(required: bool, sched_ext: bool, names: bool) -> Result<u8> {
+    let store = Store::open()?;
+    for series in &store.catalog().series {
+        if required && !series.required || sched_ext && !series.sched_ext {
+            continue;
+        }
+        if names {
+            println!("{}", series.name);
+            continue;
+        }
+        let state = store.tree(series).map_or("not fetched".into(), |tree| fetch::describe(&tree));
+        let need = if series.required { "required" } else { "optional" };
+        let sched = if series.sched_ext { "sched_ext" } else { "-" };
+        println!("{:<5} {need}  {sched:<9}  {state}", series.name);
+    }
+    Ok(0)
+}

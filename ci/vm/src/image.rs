@@ -1,0 +1,158 @@
+//! The initramfs: a tree of files in memory, written as a newc archive.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use cpio::newc::{Builder, ModeFileType, trailer};
+
+use crate::elf;
+
+/// Directories that are symbolic links into /usr, as on every Debian since 12.
+const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
+
+enum Node {
+    Dir(u32),
+    Bytes(Vec<u8>, u32),
+    Host(PathBuf, u32),
+    Link(PathBuf),
+}
+
+/// The files of the guest, by absolute path.
+pub struct Image(BTreeMap<PathBuf, Node>);
+
+impl Image {
+    /// An image with nothing but the links of a merged /usr.
+    pub fn new() -> Image {
+        let mut image = Image(BTreeMap::new());
+        for name in MERGED {
+            image.dir(&Path::new("/usr").join(name), 0o755);
+            image.0.insert(Path::new("/").join(name), Node::Link(Path::new("usr").join(name)));
+        }
+        image
+    }
+
+    /// Whether the guest will have this path.
+    pub fn contains(&self, path: &Path) -> bool {
+        self.0.contains_key(&placed(path))
+    }
+
+    /// Adds a directory and those above it.
+    pub fn dir(&mut self, path: &Path, mode: u32) {
+        self.insert(path, Node::Dir(mode));
+    }
+
+    /// Adds a file with this content.
+    pub fn bytes(&mut self, path: impl AsRef<Path>, content: impl Into<Vec<u8>>, mode: u32) {
+        self.insert(path.as_ref(), Node::Bytes(content.into(), mode));
+    }
+
+    /// Adds a symbolic link.
+    pub fn link(&mut self, path: &Path, target: impl Into<PathBuf>) {
+        self.insert(path, Node::Link(target.into()));
+    }
+
+    /// Adds a file of the host, with the shared libraries it needs, or a directory with all that is in it.
+    pub fn add(&mut self, host: &Path, guest: &Path) -> Result<()> {
+        let meta = fs::metadata(host).with_context(|| host.display().to_string())?;
+        if meta.is_dir() {
+            self.insert(guest, Node::Dir(meta.permissions().mode() & 0o7777));
+            for entry in fs::read_dir(host).with_context(|| host.display().to_string())? {
+                let entry = entry?;
+                let guest = guest.join(entry.file_name());
+                if entry.file_type()?.is_symlink() {
+                    self.insert(&guest, Node::Link(fs::read_link(entry.path())?));
+                } else {
+                    self.add(&entry.path(), &guest)?;
+                }
+            }
+        } else if meta.is_file() {
+            self.insert(guest, Node::Host(host.to_path_buf(), meta.permissions().mode() & 0o7777));
+            for library in elf::libraries(host)? {
+                if !self.contains(&library) {
+                    let mode = fs::metadata(&library)?.permissions().mode() & 0o7777;
+                    self.insert(&library.clone(), Node::Host(library, mode));
+                }
+            }
+        } else {
+            bail!("{} is neither a file nor a directory", host.display());
+        }
+        Ok(())
+    }
+
+    /// How much memory the files take.
+    pub fn size(&self) -> Result<u64> {
+        let sizes = self.0.values().map(|node| match node {
+            Node::Dir(_) | Node::Link(_) => Ok(0),
+            Node::Bytes(content, _) => Ok(content.len() as u64),
+            Node::Host(host, _) => Ok(fs::metadata(host)?.len()),
+        });
+        sizes.sum()
+    }
+
+    fn insert(&mut self, path: &Path, node: Node) {
+        let path = placed(path);
+        for above in path.ancestors().skip(1).filter(|p| p.parent().is_some()) {
+            self.0.entry(above.to_path_buf()).or_insert(Node::Dir(0o755));
+        }
+        self.0.insert(path, node);
+    }
+
+    /// Writes the archive.
+    pub fn write(&self, mut to: impl Write) -> Result<()> {
+        for (ino, (path, node)) in self.0.iter().enumerate() {
+            let name = path.strip_prefix("/").unwrap_or(path);
+            let entry = Builder::new(name.to_str().context("a file name that is not UTF-8")?)
+                .ino(ino as u32 + 1);
+            let (entry, content) = match node {
+                Node::Dir(mode) => (
+                    entry.nlink(2).mode(*mode).set_mode_file_type(ModeFileType::Directory),
+                    Vec::new(),
+                ),
+                Node::Link(target) => (
+                    entry.mode(0o777).set_mode_file_type(ModeFileType::Symlink),
+                    target.to_str().context("a link that is not UTF-8")?.as_bytes().to_vec(),
+                ),
+                Node::Bytes(content, mode) => {
+                    (entry.mode(*mode).set_mode_file_type(ModeFileType::Regular), content.clone())
+                }
+                Node::Host(host, mode) => (
+                    entry.mode(*mode).set_mode_file_type(ModeFileType::Regular),
+                    fs::read(host).with_context(|| host.display().to_string())?,
+                ),
+            };
+            let size = u32::try_from(content.len())
+                .with_context(|| format!("{} is too large", path.display()))?;
+            let mut writer = entry.write(&mut to, size);
+            writer.write_all(&content)?;
+            writer.finish()?;
+        }
+        trailer(&mut to)?;
+        Ok(())
+    }
+}
+
+/// The path under which a file is stored: absolute, without `.` and `..`, and below /usr where / only has a link.
+fn placed(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(clean.pop()),
+            Component::Normal(name) => clean.push(name),
+            _ => {}
+        }
+    }
+    let mut parts = clean.components();
+    parts.next();
+    match parts.next() {
+        Some(Component::Normal(first))
+            if MERGED.iter().any(|m| first == *m) && !parts.as_path().as_os_str().is_empty() =>
+        {
+            Path::new("/usr").join(first).join(parts.as_path())
+        }
+        _ => clean,
+    }
+}
