@@ -93,10 +93,9 @@ impl Apt {
         self.query(&["pkgnames", prefix])
     }
 
-    /// The package of that name in the version that apt prefers.
-    pub fn show(&self, name: &str) -> Result<Package> {
-        parse(&self.query(&["show", "--no-all-versions", name])?)
-            .with_context(|| format!("apt-cache show {name}"))
+    /// The package of that name in the version that apt prefers, if there is one.
+    pub fn show(&self, name: &str) -> Result<Option<Package>> {
+        Ok(parse(&self.query(&["show", "--no-all-versions", name])?))
     }
 
     /// Downloads packages into a directory.

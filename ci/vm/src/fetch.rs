@@ -1,7 +1,7 @@
 //! Getting kernels: the newest package of a series, downloaded, unpacked into the cache, never installed.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -52,18 +52,12 @@ impl Store {
         let tree = match self.tree(series) {
             Some(tree) => tree,
             None => {
-                let _lock = self.cache.lock()?;
-                // Another vm may have fetched it meanwhile.
-                self.tree(series).map_or_else(|| self.fetch_locked(series, false), Ok)?
+                let mirror = Mirror::open(self, false)?;
+                // Another vm may have fetched it while this one waited.
+                self.tree(series).map_or_else(|| mirror.fetch(series), Ok)?
             }
         };
         Ok((Kernel::open(&tree)?, describe(&tree)))
-    }
-
-    /// Fetches the newest kernel of a series unless it is there. Returns where it lies.
-    pub fn fetch(&self, series: &Series, refresh: bool) -> Result<PathBuf> {
-        let _lock = self.cache.lock()?;
-        self.fetch_locked(series, refresh)
     }
 
     /// Where the kernel of a series lies, if it was fetched.
@@ -75,42 +69,86 @@ impl Store {
     fn dir(&self, series: &Series) -> PathBuf {
         self.cache.path("kernels").join(&series.name)
     }
+}
 
-    fn fetch_locked(&self, series: &Series, refresh: bool) -> Result<PathBuf> {
-        let apt = Apt::new(&self.cache, &self.catalog.suites, refresh)?;
-        let names = apt.names("linux-image-")?;
-        let Some(newest) = ImagePackage::newest(names.lines(), &series.name) else {
-            return self.tree(series).ok_or_else(|| Vanished(series.name.clone()).into());
-        };
-        let image = apt.show(&newest.name())?;
-        let tree = self.dir(series).join(format!("{}_{}", image.name, image.version));
-        if tree.exists() {
-            return Ok(tree);
+/// The mirror, and the right to add kernels to the cache.
+pub struct Mirror<'a> {
+    store: &'a Store,
+    apt: Apt,
+    images: Vec<ImagePackage>,
+    _lock: File,
+}
+
+impl Mirror<'_> {
+    /// Asks the mirror what it has, at most once a day unless `refresh` says so.
+    pub fn open(store: &Store, refresh: bool) -> Result<Mirror<'_>> {
+        let lock = store.cache.lock()?;
+        let apt = Apt::new(&store.cache, &store.catalog.suites, refresh)?;
+        let mut images: Vec<_> =
+            apt.names("linux-image-")?.lines().filter_map(ImagePackage::parse).collect();
+        images.sort();
+        Ok(Mirror { store, apt, images, _lock: lock })
+    }
+
+    /// Fetches the newest kernel of a series unless it is there. Returns where it lies.
+    pub fn fetch(&self, series: &Series) -> Result<PathBuf> {
+        let dir = self.store.dir(series);
+        for image in self.images.iter().rev().filter(|i| i.is_of(&series.name)) {
+            let Some(package) = self.apt.show(&image.name())? else { continue };
+            let tree = dir.join(format!("{}_{}", package.name, package.version));
+            if tree.exists() {
+                return Ok(tree);
+            }
+            let work = dir.join("incomplete");
+            let _ = fs::remove_dir_all(&work);
+            if self.unpack(package, &work)? {
+                // Only a complete tree gets its name, so nothing that was interrupted looks like a kernel.
+                fs::rename(work.join("tree"), &tree)?;
+                for old in fs::read_dir(&dir)?.flatten().map(|e| e.path()).filter(|p| *p != tree) {
+                    let _ = fs::remove_dir_all(old);
+                }
+                return Ok(tree);
+            }
         }
-        let packages = with_exact_dependencies(&apt, image)?;
+        self.store.tree(series).ok_or_else(|| Vanished(series.name.clone()).into())
+    }
+
+    /// Downloads a kernel and unpacks it. False if the mirror has only parts of it, as happens to old ones.
+    fn unpack(&self, image: Package, work: &Path) -> Result<bool> {
+        let packages = self.with_exact_dependencies(image)?;
         let size: u64 = packages.iter().map(|p| p.size).sum();
-        eprintln!("vm: fetching {} ({} MB)", packages[0].name, size / 1_000_000);
-        // Only a complete tree gets its name, so an interrupted download leaves nothing that looks like a kernel.
-        let work = self.dir(series).join("incomplete");
-        let _ = fs::remove_dir_all(&work);
-        fs::create_dir_all(work.join("debs"))?;
+        eprintln!("vm: fetching {} ({} MB)", packages[0].name, size.div_ceil(1_000_000));
+        let (debs, tree) = (work.join("debs"), work.join("tree"));
+        fs::create_dir_all(&debs)?;
         let names: Vec<_> = packages.iter().map(|p| p.name.as_str()).collect();
-        apt.download(&names, &work.join("debs"))?;
-        let fresh = work.join("tree");
-        for deb in fs::read_dir(work.join("debs"))? {
-            unpack(&deb?.path(), &fresh)?;
+        self.apt.download(&names, &debs)?;
+        for deb in fs::read_dir(&debs)? {
+            unpack_deb(&deb?.path(), &tree)?;
         }
-        let compressed = Kernel::open(&fresh)?.image()?;
-        if let Some(kernel) = bzimage::extract(&fs::read(compressed)?)? {
-            fs::write(fresh.join(Kernel::EXTRACTED), kernel)?;
+        let files = Kernel::open(&tree).and_then(|k| Ok((k.image()?, k.config()?)));
+        let Ok((image, _)) = files else {
+            eprintln!("vm: the mirror has only parts of {}", packages[0].name);
+            return Ok(false);
+        };
+        if let Some(extracted) = bzimage::extract(&fs::read(image)?)? {
+            fs::write(tree.join(Kernel::EXTRACTED), extracted)?;
         }
-        fs::rename(&fresh, &tree)?;
-        for old in
-            fs::read_dir(self.dir(series))?.flatten().map(|e| e.path()).filter(|p| *p != tree)
-        {
-            let _ = fs::remove_dir_all(old);
+        Ok(true)
+    }
+
+    /// From 7.2 on a kernel is several packages, which the image's package requires in its own version.
+    fn with_exact_dependencies(&self, image: Package) -> Result<Vec<Package>> {
+        let mut all = vec![image];
+        let mut next = 0;
+        while next < all.len() {
+            for name in all[next].exact.clone() {
+                if !all.iter().any(|p| p.name == name) {
+                    all.extend(self.apt.show(&name)?);
+                }
+            }
+            next += 1;
         }
-        Ok(tree)
+        Ok(all)
     }
 }
 
@@ -124,22 +162,7 @@ fn age(tree: &Path) -> Option<(ImagePackage, String)> {
     Some((ImagePackage::parse(package)?, version.to_string()))
 }
 
-/// From 7.2 on a kernel is several packages, which the image's package requires in its own version.
-fn with_exact_dependencies(apt: &Apt, image: Package) -> Result<Vec<Package>> {
-    let mut all = vec![image];
-    let mut next = 0;
-    while next < all.len() {
-        for name in all[next].exact.clone() {
-            if !all.iter().any(|p| p.name == name) {
-                all.push(apt.show(&name)?);
-            }
-        }
-        next += 1;
-    }
-    Ok(all)
-}
-
-fn unpack(deb: &Path, into: &Path) -> Result<()> {
+fn unpack_deb(deb: &Path, into: &Path) -> Result<()> {
     let status = Command::new("dpkg-deb")
         .arg("-x")
         .arg(deb)

@@ -26,7 +26,7 @@ use anyhow::Result;
 use clap::Parser;
 
 use cli::{Cli, Run, Task};
-use fetch::{Store, Vanished};
+use fetch::{Mirror, Store, Vanished};
 use kernel::Kernel;
 use qemu::Accel;
 
@@ -51,10 +51,14 @@ fn main() -> ExitCode {
     done.map_or_else(
         |error| {
             eprintln!("vm: {error:#}");
-            ExitCode::from(if error.is::<Vanished>() { SKIP } else { run::HARNESS })
+            ExitCode::from(failure(&error))
         },
         ExitCode::from,
     )
+}
+
+fn failure(error: &anyhow::Error) -> u8 {
+    if error.is::<Vanished>() { SKIP } else { run::HARNESS }
 }
 
 fn run_command(options: &Run) -> Result<u8> {
@@ -79,14 +83,14 @@ fn fetch(refresh: bool, names: &[String]) -> Result<u8> {
         names.iter().map(|n| catalog.get(Some(n))).collect::<Result<Vec<_>>>()?
     };
     let mut status = 0;
-    for (i, series) in wanted.into_iter().enumerate() {
-        match store.fetch(series, refresh && i == 0) {
+    let mirror = Mirror::open(&store, refresh)?;
+    for series in wanted {
+        match mirror.fetch(series) {
             Ok(tree) => println!("{}", fetch::describe(&tree)),
-            Err(error) if error.is::<Vanished>() => {
-                eprintln!("vm: {error}");
-                status = SKIP;
+            Err(error) => {
+                eprintln!("vm: {}: {error:#}", series.name);
+                status = status.max(failure(&error));
             }
-            Err(error) => return Err(error),
         }
     }
     Ok(status)

@@ -77,11 +77,6 @@ impl ImagePackage {
         let mut numbers = series.split('.').map(str::parse);
         self.release.len() > 2 && self.release[..2].iter().all(|n| numbers.next() == Some(Ok(*n)))
     }
-
-    /// The newest of a series among the names of packages.
-    pub fn newest<'a>(names: impl Iterator<Item = &'a str>, series: &str) -> Option<ImagePackage> {
-        names.filter_map(ImagePackage::parse).filter(|p| p.is_of(series)).max()
-    }
 }
 
 #[cfg(test)]
@@ -105,7 +100,8 @@ mod tests {
     ];
 
     fn newest(series: &str) -> Option<String> {
-        ImagePackage::newest(NAMES.iter().copied(), series).map(|p| p.name())
+        let all = NAMES.iter().filter_map(|n| ImagePackage::parse(n));
+        all.filter(|p| p.is_of(series)).max().map(|p| p.name())
     }
 
     #[test]
