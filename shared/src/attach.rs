@@ -91,13 +91,17 @@ pub fn attach(mut loaded: Loaded, options: &Options, pin: bool) -> Result<Attach
             tracing::warn!("{id} had been ejected by the kernel; its pins are replaced");
             detach(there, &tree)?;
         } else {
-            let how = match there.meta.pid {
-                Some(pid) => format!("{id} is already attached, by polity run (process {pid})"),
-                None => format!("{id} is already attached"),
+            let (how, hint) = match there.meta.pid {
+                Some(pid) => (
+                    format!("{id} is already attached, by polity run (process {pid})"),
+                    "press Ctrl-C there to take it off".to_owned(),
+                ),
+                None => (
+                    format!("{id} is already attached"),
+                    format!("`polity detach {id}` takes it off"),
+                ),
             };
-            return Err(Error::failed(how)
-                .hint(format!("`polity detach {id}` takes it off"))
-                .into());
+            return Err(Error::failed(how).hint(hint).into());
         }
     }
     loaded.session.ready()?;

@@ -189,6 +189,20 @@ pub fn map_write(map: &impl MapCore, offset: usize, bytes: &[u8]) -> io::Result<
     Ok(())
 }
 
+/// Opens an iterator: the file gives what its program writes for each object.
+///
+/// # Errors
+/// What the kernel says.
+pub fn iter_create(link: BorrowedFd<'_>) -> io::Result<std::fs::File> {
+    // SAFETY: no pointer is passed.
+    let fd = unsafe { raw::bpf_iter_create(link.as_raw_fd()) };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel just gave us this descriptor, nobody else has it.
+    Ok(unsafe { std::fs::File::from_raw_fd(fd) })
+}
+
 /// Has the kernel send `signal` to this process when its parent dies.
 ///
 /// # Errors

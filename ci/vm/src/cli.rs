@@ -42,9 +42,15 @@ pub enum Task {
     },
     /// List the kernel series of ci/kernels.toml and what is there of them
     Kernels {
-        /// Print only the names, one a line: those ci/test has to run
+        /// Only those without which ci/test fails
         #[arg(long)]
         required: bool,
+        /// Only those with sched_ext
+        #[arg(long)]
+        sched_ext: bool,
+        /// Print only the names, one a line
+        #[arg(long)]
+        names: bool,
     },
 }
 
@@ -57,9 +63,9 @@ pub struct Run {
     /// Virtual CPUs, as QEMU's -smp takes them: 4, or 8,sockets=2,cores=4
     #[arg(long, value_name = "SPEC", default_value = "2")]
     pub smp: String,
-    /// Memory of the guest
-    #[arg(long, value_name = "SIZE", default_value = "1G")]
-    pub mem: String,
+    /// Memory of the guest, as QEMU's -m takes it [default: 1G, or more if the files need it]
+    #[arg(long, value_name = "SIZE")]
+    pub mem: Option<String>,
     /// Let the guest's clock count instructions, so that times can be compared (needs QEMU 8.1)
     #[arg(long)]
     pub icount: bool,

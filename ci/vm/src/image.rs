@@ -83,6 +83,16 @@ impl Image {
         Ok(())
     }
 
+    /// How much memory the files take.
+    pub fn size(&self) -> Result<u64> {
+        let sizes = self.0.values().map(|node| match node {
+            Node::Dir(_) | Node::Link(_) => Ok(0),
+            Node::Bytes(content, _) => Ok(content.len() as u64),
+            Node::Host(host, _) => Ok(fs::metadata(host)?.len()),
+        });
+        sizes.sum()
+    }
+
     fn insert(&mut self, path: &Path, node: Node) {
         let path = placed(path);
         for above in path.ancestors().skip(1).filter(|p| p.parent().is_some()) {

@@ -20,6 +20,9 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// The uncompressed kernel, which a fetched tree has besides the image of the package.
+    pub const EXTRACTED: &str = "vmlinux";
+
     /// The kernel in this directory.
     pub fn open(root: &Path) -> Result<Kernel> {
         let modules = root.join("usr/lib/modules");
@@ -45,9 +48,10 @@ impl Kernel {
             .with_context(|| format!("the kernel {} has no {name}", self.release))
     }
 
-    /// The compressed kernel.
+    /// The file to boot.
     pub fn image(&self) -> Result<PathBuf> {
-        self.find("vmlinuz")
+        let extracted = self.root.join(Kernel::EXTRACTED);
+        if extracted.exists() { Ok(extracted) } else { self.find("vmlinuz") }
     }
 
     /// Its configuration; Debian's kernels have no /proc/config.gz.

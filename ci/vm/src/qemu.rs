@@ -1,12 +1,14 @@
 //! QEMU: its version, its command line, its process.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -30,6 +32,17 @@ pub enum Accel {
     Icount,
 }
 
+impl Accel {
+    /// A word for messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Accel::Kvm => "kvm",
+            Accel::Tcg => "tcg",
+            Accel::Icount => "icount",
+        }
+    }
+}
+
 /// What to boot.
 pub struct Machine<'a> {
     /// How to execute it.
@@ -49,8 +62,7 @@ pub struct Machine<'a> {
 /// A running QEMU and the host's ends of its channels. It is killed when dropped, and by the kernel when this program
 /// dies, however that happens.
 pub struct Qemu {
-    /// The process.
-    pub child: Child,
+    child: Child,
     /// The kernel log.
     pub console: UnixStream,
     /// Standard output of the command.
@@ -59,8 +71,6 @@ pub struct Qemu {
     pub err: UnixStream,
     /// The guest's reports.
     pub status: UnixStream,
-    /// What QEMU itself says.
-    pub complaints: std::process::ChildStderr,
 }
 
 impl Machine<'_> {
@@ -115,29 +125,60 @@ impl Machine<'_> {
                 }
             });
         }
-        let mut child = qemu
+        let child = qemu
             .spawn()
             .with_context(|| format!("cannot start {PROGRAM} (ci/setup installs it)"))?;
         drop((console_end, out_end, err_end, status_end));
-        let complaints = child.stderr.take().context("QEMU has no standard error")?;
-        Ok(Qemu { child, console, out, err, status, complaints })
+        Ok(Qemu { child, console, out, err, status })
     }
 
     fn command_line(&self) -> String {
-        // An oops ends the guest: what would follow it is not to be trusted. Emulation on a busy machine can stop a
-        // virtual CPU for long, so the watchdogs get more patience than on hardware.
+        // An oops ends the guest, since what would follow it is not to be trusted; a WARN does not. On a busy machine
+        // a virtual CPU may stand still for long, so the watchdogs get more patience than usual, except where the
+        // guest's clock stands still too.
         let patience = match self.accel {
             Accel::Icount => "",
-            _ => "watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60 ",
+            _ => {
+                "watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60 workqueue.watchdog_thresh=60 "
+            }
         };
-        format!("console=ttyS0 panic=-1 oops=panic {patience}{}", self.append)
+        format!("console=ttyS0 panic=-1 oops=panic tsc=reliable {patience}{}", self.append)
+    }
+}
+
+impl Qemu {
+    /// Waits for it to end by itself, but not for ever.
+    pub fn wait(&mut self, patience: Duration) -> Result<Option<ExitStatus>> {
+        let start = Instant::now();
+        loop {
+            let ended = self.child.try_wait()?;
+            if ended.is_some() || start.elapsed() > patience {
+                return Ok(ended);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ends it.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// What it said on standard error. Call this when it has ended.
+    pub fn complaint(&mut self) -> String {
+        let mut text = String::new();
+        match self.child.stderr.take().map(|mut e| e.read_to_string(&mut text)) {
+            Some(Ok(1..)) => text.trim().to_string(),
+            _ => "it gives no reason".into(),
+        }
     }
 }
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.kill();
     }
 }
 

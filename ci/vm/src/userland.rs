@@ -27,51 +27,61 @@ const ETC: &[(&str, &str)] = &[
     ("hostname", "polity\n"),
 ];
 
-/// Puts it into the image.
+/// Programs of the host that every guest gets if the host has them: busybox's own are too small for networking.
+const PROGRAMS: [&str; 5] = ["sh", "bash", "ip", "tc", "ss"];
+
+/// Puts it into the image, except where the image has something of that name already.
 pub fn add(image: &mut Image) -> Result<()> {
-    let me = env::current_exe()?;
-    image.add(&me, Path::new("/init"))?;
-    image.dir(Path::new("/root"), 0o700);
-    for name in ["/var/tmp", "/mnt", "/opt"] {
-        image.dir(Path::new(name), if name == "/var/tmp" { 0o1777 } else { 0o755 });
+    // By process id, because the file may have been replaced since this program was started.
+    let me = format!("/proc/{}/exe", std::process::id());
+    image.add(Path::new(&me), Path::new("/init"))?;
+    for (dir, mode) in [("/root", 0o700), ("/var/tmp", 0o1777), ("/mnt", 0o755), ("/opt", 0o755)] {
+        if !image.contains(Path::new(dir)) {
+            image.dir(Path::new(dir), mode);
+        }
     }
     for (name, content) in ETC {
-        image.bytes(Path::new("/etc").join(name), *content, 0o644);
+        let path = Path::new("/etc").join(name);
+        if !image.contains(&path) {
+            image.bytes(path, *content, 0o644);
+        }
     }
     image.link(Path::new("/var/run"), "/run");
     image.link(Path::new("/etc/mtab"), "/proc/self/mounts");
-    for file in ["/etc/ld.so.cache", "/etc/services", "/etc/protocols", "/etc/iproute2"] {
-        if Path::new(file).exists() {
-            image.add(Path::new(file), Path::new(file))?;
+    for file in
+        ["/etc/ld.so.cache", "/etc/services", "/etc/protocols", "/etc/iproute2"].map(Path::new)
+    {
+        if file.exists() && !image.contains(file) {
+            image.add(file, file)?;
         }
     }
-    if let Some(busybox) = find("busybox") {
-        image.add(&busybox, Path::new("/usr/bin/busybox"))?;
-        let list =
-            Command::new(&busybox).arg("--list-full").output().context("busybox --list-full")?;
-        for applet in String::from_utf8_lossy(&list.stdout).lines() {
-            let path = Path::new("/").join(applet);
-            if !image.contains(&path) {
-                image.link(&path, "/usr/bin/busybox");
-            }
+    for program in PROGRAMS {
+        if !has_program(image, program)
+            && let Some(path) = find(program)
+        {
+            image.add(&path, &path)?;
         }
     }
-    if let Some(shell) = find("sh") {
-        image.add(&shell, Path::new("/bin/sh"))?;
+    add_busybox(image)
+}
+
+fn add_busybox(image: &mut Image) -> Result<()> {
+    let Some(busybox) = find("busybox") else { return Ok(()) };
+    image.add(&busybox, Path::new("/usr/bin/busybox"))?;
+    let list = Command::new(&busybox).arg("--list-full").output().context("busybox --list-full")?;
+    for applet in String::from_utf8_lossy(&list.stdout).lines() {
+        let path = Path::new("/").join(applet);
+        if let Some(name) = path.file_name().and_then(OsStr::to_str)
+            && !has_program(image, name)
+        {
+            image.link(&path, "/usr/bin/busybox");
+        }
     }
     Ok(())
 }
 
-/// Adds a program of the host under its own path, and a link to it where PATH of the guest finds it.
-pub fn add_program(image: &mut Image, program: &Path) -> Result<()> {
-    image.add(program, program)?;
-    let dir = program.parent().unwrap_or(Path::new("/"));
-    if let Some(name) = program.file_name()
-        && !env::split_paths(PATH).any(|d| d == dir)
-    {
-        image.link(&Path::new("/usr/local/bin").join(name), program);
-    }
-    Ok(())
+fn has_program(image: &Image, name: &str) -> bool {
+    env::split_paths(PATH).any(|dir| image.contains(&dir.join(name)))
 }
 
 /// A program on the host's PATH, or where administrators' programs are.

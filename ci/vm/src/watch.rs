@@ -4,13 +4,19 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::job::{self, Report};
 use crate::qemu::Qemu;
+
+const PANIC: &[u8] = b"Kernel panic - not syncing";
+/// How long a guest may take to power off.
+const POWER_OFF: Duration = Duration::from_secs(10);
+/// How long a guest may give no sign of life. Some may be late on a busy machine.
+pub const SILENCE: Duration = Duration::from_secs(job::HEARTBEAT_S * 12);
 
 /// How a run ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,6 +27,8 @@ pub enum Verdict {
     Timeout,
     /// The guest is gone, or does not answer.
     Died(String),
+    /// The guest could not start the command.
+    Failed(String),
     /// Nobody reads our output any more.
     Unread,
 }
@@ -60,73 +68,61 @@ pub fn watch(mut qemu: Qemu, deadlines: &Deadlines, log: &Path) -> Result<Verdic
     spawn(&tell, move |tell| read_reports(status, &tell));
     drop(tell);
 
-    let verdict = decide(&events, start, deadlines)?;
-    if matches!(verdict, Some(Verdict::Exit(_))) {
-        // The guest waits for this before it powers off.
-        qemu.status.write_all(b"\n")?;
+    let verdict = decide(&events, start, deadlines);
+    if matches!(verdict, Some(Verdict::Exit(_) | Verdict::Failed(_))) {
+        // The guest waits for this before it powers off. It may be gone already.
+        let _ = qemu.status.write_all(b"\n");
     }
-    if matches!(verdict, Some(Verdict::Exit(_)) | None) {
-        let last = Instant::now() + Duration::from_secs(10);
-        while qemu.child.try_wait()?.is_none() && Instant::now() < last {
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-    qemu.child.kill()?;
-    qemu.child.wait()?;
+    let ended = match verdict {
+        Some(Verdict::Exit(_) | Verdict::Failed(_)) | None => qemu.wait(POWER_OFF)?,
+        _ => None,
+    };
+    qemu.kill()?;
     let _ = console.join();
-    if let Some(verdict) = verdict {
-        return Ok(verdict);
+    match verdict {
+        Some(verdict) => Ok(verdict),
+        None if ended.is_some_and(|status| status.success()) => {
+            Ok(Verdict::Died("the guest powered off before the command ended".into()))
+        }
+        None => bail!("QEMU failed: {}", qemu.complaint()),
     }
-    let mut complaint = String::new();
-    qemu.complaints.read_to_string(&mut complaint)?;
-    if complaint.trim().is_empty() {
-        return Ok(Verdict::Died("the guest ended without a word".into()));
-    }
-    bail!("QEMU ended: {}", complaint.trim());
 }
 
-fn decide(
-    events: &Receiver<Event>,
-    start: Instant,
-    deadlines: &Deadlines,
-) -> Result<Option<Verdict>> {
+/// The first verdict there is; none if QEMU ended and nothing says why.
+fn decide(events: &Receiver<Event>, start: Instant, deadlines: &Deadlines) -> Option<Verdict> {
     let (mut out, mut err) = (0, 0);
     let mut exit = None;
     let mut panicked = false;
-    let mut seen: Option<Instant> = None;
+    let total = start + deadlines.total;
+    let (mut alive_until, mut why) = (start + deadlines.boot, "the guest did not come up");
     loop {
-        if let Some((status, out_all, err_all)) = exit
-            && (out, err) == (out_all, err_all)
+        if let Some((status, all_out, all_err)) = exit
+            && (out, err) == (all_out, all_err)
         {
-            return Ok(Some(Verdict::Exit(status)));
+            return Some(Verdict::Exit(status));
         }
-        let total = start + deadlines.total;
-        let (life, why) = match (seen, deadlines.silence) {
-            (None, _) => (start + deadlines.boot, "the guest did not come up"),
-            (Some(seen), Some(silence)) => (seen + silence, "the guest gives no sign of life"),
-            (Some(_), None) => (total, ""),
-        };
-        match events.recv_timeout(total.min(life).saturating_duration_since(Instant::now())) {
+        match events.recv_timeout(total.min(alive_until).saturating_duration_since(Instant::now()))
+        {
             Ok(Event::Report(report)) => {
-                seen = Some(Instant::now());
+                alive_until = deadlines.silence.map_or(total, |silence| Instant::now() + silence);
+                why = "the guest gives no sign of life";
                 match report {
                     Report::Ready | Report::Alive => {}
-                    Report::Failed(why) => bail!("{why}"),
+                    Report::Failed(why) => return Some(Verdict::Failed(why)),
                     Report::Exit { status, out, err } => exit = Some((status, out, err)),
                 }
             }
             Ok(Event::Out(n)) => out += n,
             Ok(Event::Err(n)) => err += n,
             Ok(Event::Panic) => panicked = true,
-            Ok(Event::Unread) => return Ok(Some(Verdict::Unread)),
-            Ok(Event::Closed) | Err(RecvTimeoutError::Disconnected) if panicked => {
-                return Ok(Some(Verdict::Died("the kernel panicked".into())));
+            Ok(Event::Unread) => return Some(Verdict::Unread),
+            Ok(Event::Closed) | Err(RecvTimeoutError::Disconnected) => {
+                return panicked.then(|| Verdict::Died("the kernel panicked".into()));
             }
-            Ok(Event::Closed) | Err(RecvTimeoutError::Disconnected) => return Ok(None),
             Err(RecvTimeoutError::Timeout) if Instant::now() >= total => {
-                return Ok(Some(Verdict::Timeout));
+                return Some(Verdict::Timeout);
             }
-            Err(RecvTimeoutError::Timeout) => return Ok(Some(Verdict::Died(why.into()))),
+            Err(RecvTimeoutError::Timeout) => return Some(Verdict::Died(why.into())),
         }
     }
 }
@@ -134,7 +130,7 @@ fn decide(
 fn spawn(
     tell: &Sender<Event>,
     work: impl FnOnce(Sender<Event>) + Send + 'static,
-) -> thread::JoinHandle<()> {
+) -> JoinHandle<()> {
     let tell = tell.clone();
     thread::spawn(move || work(tell))
 }
@@ -157,10 +153,9 @@ fn read_reports(from: impl Read, tell: &Sender<Event>) {
             let _ = tell.send(Event::Report(report));
         }
     }
-    let _ = tell.send(Event::Closed);
 }
 
-/// Stores the kernel log, and notices a panic.
+/// Stores the kernel log, and notices a panic. Its end is QEMU's end.
 fn keep_log(from: impl Read, mut log: File, tell: &Sender<Event>) {
     let mut from = BufReader::new(from);
     let mut line = Vec::new();
@@ -171,9 +166,57 @@ fn keep_log(from: impl Read, mut log: File, tell: &Sender<Event>) {
         }
         line.clear();
     }
+    let _ = tell.send(Event::Closed);
 }
 
-const PANIC: &[u8] = b"Kernel panic - not syncing";
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A guest sends signs of life this often; several may be late on a busy machine.
-pub const SILENCE: Duration = Duration::from_secs(job::HEARTBEAT_S * 12);
+    const NEVER: Duration = Duration::from_secs(100);
+    const NOW: Duration = Duration::ZERO;
+
+    fn verdict(
+        events: Vec<Event>,
+        total: Duration,
+        boot: Duration,
+        silence: Duration,
+    ) -> Option<Verdict> {
+        let (tell, receiver) = channel();
+        events.into_iter().for_each(|e| tell.send(e).unwrap());
+        decide(&receiver, Instant::now(), &Deadlines { total, boot, silence: Some(silence) })
+    }
+
+    #[test]
+    fn the_status_counts_only_when_all_output_is_there() {
+        let exit = || Event::Report(Report::Exit { status: 7, out: 10, err: 2 });
+        let all = vec![Event::Out(4), exit(), Event::Err(2), Event::Out(6)];
+        assert_eq!(verdict(all, NEVER, NEVER, NEVER), Some(Verdict::Exit(7)));
+        let cut = vec![Event::Out(4), exit(), Event::Err(2), Event::Closed];
+        assert_eq!(verdict(cut, NEVER, NEVER, NEVER), None);
+    }
+
+    #[test]
+    fn each_deadline_has_its_verdict() {
+        assert_eq!(verdict(vec![], NOW, NEVER, NEVER), Some(Verdict::Timeout));
+        assert_eq!(
+            verdict(vec![], NEVER, NOW, NEVER),
+            Some(Verdict::Died("the guest did not come up".into()))
+        );
+        let ready = vec![Event::Report(Report::Ready)];
+        assert_eq!(
+            verdict(ready, NEVER, NEVER, NOW),
+            Some(Verdict::Died("the guest gives no sign of life".into()))
+        );
+    }
+
+    #[test]
+    fn a_panic_is_told_from_a_power_off() {
+        let panic = vec![Event::Panic, Event::Closed];
+        assert_eq!(
+            verdict(panic, NEVER, NEVER, NEVER),
+            Some(Verdict::Died("the kernel panicked".into()))
+        );
+        assert_eq!(verdict(vec![Event::Closed], NEVER, NEVER, NEVER), None);
+    }
+}
