@@ -40,7 +40,10 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
         .ok_or_else(|| Error::config(format!("{} is of no known kind", policy.id())))?;
     let mut opened = object::open(&policy)?;
     let mut session = kind.session(&policy, options)?;
-    // Bad parameters are the user's to mend on any kernel, so they come before its probes.
+    // Bad input is the user's to mend on any kernel, so it comes before the kernel's probes.
+    if let Some(ty) = kind.struct_ops() {
+        object::struct_ops(&policy, &opened.shape, ty)?;
+    }
     crate::params::assign(
         &crate::params::known(&policy.manifest, &opened.shape, &policy.file(), &policy.text)?,
         params,

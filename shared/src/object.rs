@@ -69,6 +69,7 @@ pub fn open_bytes(policy: &Policy, bytes: &[u8]) -> Result<Opened> {
     };
     let mut opened = Opened { object, shape, warnings: Vec::new() };
     check_stats(policy, &opened.shape)?;
+    params::known(&policy.manifest, &opened.shape, &policy.file(), &policy.text)?;
     opened.warnings = unlisted(policy, &opened.shape);
     Ok(opened)
 }
