@@ -1,1 +1,36 @@
-//! host
+//! Polity loads, swaps and watches kernel policies written in BPF.
+//!
+//! ARCHITECTURE.md has the bird's-eye view. The path of a policy through this crate:
+//! [`catalog`] finds it, [`manifest`] says what it offers, [`object`] opens its object and
+//! checks the two against each other, [`attach`] puts it on, [`live`] finds it again in the
+//! kernel, [`stats`] reads its numbers. What differs between kinds stands in [`kind`].
+
+pub mod attach;
+pub mod catalog;
+pub mod cc_default;
+pub mod cli;
+pub mod cmd;
+pub mod compile;
+pub mod error;
+pub mod events;
+pub mod kernel;
+pub mod kind;
+pub mod layout;
+pub mod live;
+pub mod log;
+pub mod manifest;
+pub mod mend;
+pub mod netns;
+pub mod object;
+pub mod out;
+pub mod params;
+pub mod render;
+pub mod shape;
+pub mod sockets;
+pub mod stats;
+#[allow(unsafe_code, reason = "the one module with raw libbpf calls")]
+pub mod sys;
+pub mod time;
+pub mod timing;
+pub mod tree;
+pub mod wellknown;

@@ -1,2 +1,119 @@
 //! Boots a kernel in QEMU and runs one command in it.
-fn main() {}
+
+mod accel;
+mod apt;
+mod bzimage;
+mod cache;
+mod cli;
+mod elf;
+mod fetch;
+mod guest;
+mod image;
+mod job;
+mod kernel;
+mod pack;
+mod qemu;
+mod run;
+mod series;
+mod splat;
+mod userland;
+mod watch;
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use cli::{Cli, Run, Task};
+use fetch::{Mirror, Store, Vanished};
+use kernel::Kernel;
+use qemu::Accel;
+
+/// Exit status when the mirror has no kernel of the series any more.
+const SKIP: u8 = 77;
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        guest::main();
+    }
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        let _ = error.print();
+        std::process::exit(if error.use_stderr() { run::HARNESS.into() } else { 0 });
+    });
+    let done = match &cli.task {
+        Some(Task::Fetch { refresh, series }) => fetch(*refresh, series),
+        Some(Task::Kernels { required, sched_ext, names }) => {
+            kernels(*required, *sched_ext, *names)
+        }
+        None => run_command(&cli.run),
+    };
+    done.map_or_else(
+        |error| {
+            eprintln!("vm: {error:#}");
+            ExitCode::from(failure(&error))
+        },
+        ExitCode::from,
+    )
+}
+
+fn failure(error: &anyhow::Error) -> u8 {
+    if error.is::<Vanished>() { SKIP } else { run::HARNESS }
+}
+
+fn run_command(options: &Run) -> Result<u8> {
+    let store = Store::open()?;
+    let wanted = options.kernel.as_deref();
+    let (kernel, package) = match wanted.map(Path::new) {
+        Some(path) if path.is_dir() => (Kernel::open(path)?, path.display().to_string()),
+        _ => store.get(store.catalog().get(wanted)?)?,
+    };
+    let accel =
+        if options.icount { Accel::Icount } else { accel::fastest(store.cache(), &kernel)? };
+    eprintln!("vm: {package}, {}", accel.name());
+    run::run(options, &kernel, accel)
+}
+
+fn fetch(refresh: bool, names: &[String]) -> Result<u8> {
+    let store = Store::open()?;
+    let catalog = store.catalog();
+    let wanted = if names.is_empty() {
+        catalog.series.iter().collect()
+    } else {
+        names.iter().map(|n| catalog.get(Some(n))).collect::<Result<Vec<_>>>()?
+    };
+    let mut status = 0;
+    let mirror = Mirror::open(&store, refresh)?;
+    for series in wanted {
+        match mirror.fetch(series) {
+            Ok(tree) => println!("{}", fetch::describe(&tree)),
+            Err(error) => {
+                eprintln!("vm: {}: {error:#}", series.name);
+                status = status.max(failure(&error));
+            }
+        }
+    }
+    Ok(status)
+}
+
+fn kernels(required: bool, sched_ext: bool, names: bool) -> Result<u8> {
+    let store = Store::open()?;
+    let mut list = String::new();
+    for series in &store.catalog().series {
+        if required && !series.required || sched_ext && !series.sched_ext {
+            continue;
+        }
+        list += &series.name;
+        if !names {
+            let state = store.tree(series).map_or("not fetched".into(), |t| fetch::describe(&t));
+            let need = if series.required { "required" } else { "optional" };
+            let sched = if series.sched_ext { "sched_ext" } else { "-" };
+            list += &format!("\t{need}\t{sched:9}\t{state}");
+        }
+        list.push('\n');
+    }
+    // A reader that has seen enough is no error.
+    let _ = io::stdout().write_all(list.as_bytes());
+    Ok(0)
+}

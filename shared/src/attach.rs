@@ -1,0 +1,214 @@
+//! Putting a policy on and taking it off again.
+//!
+//! Everything that can fail without side effects comes first: parse, probe, open, set
+//! parameters, load. Only then is anything attached; what fails after that is undone.
+
+use libbpf_rs::{Link, MapHandle, Object};
+
+use crate::catalog::Policy;
+use crate::error::{Error, Result};
+use crate::kernel::Kernel;
+use crate::kind::{self, Condition, Kind, Options, Session};
+use crate::live::{self, Live, Meta};
+use crate::object;
+use crate::params::Assignment;
+use crate::shape::Shape;
+use crate::tree::{self, Tree};
+use crate::{mend, sys, timing};
+
+/// A policy that the kernel's verifier has accepted, not yet attached.
+pub struct Loaded {
+    /// The policy.
+    pub policy: Policy,
+    /// Its kind.
+    pub kind: &'static dyn Kind,
+    /// The loaded object.
+    pub object: Object,
+    /// What it offers.
+    pub shape: Shape,
+    /// Things worth telling that are not errors.
+    pub warnings: Vec<String>,
+    session: Box<dyn Session>,
+}
+
+/// Does everything short of attaching.
+///
+/// # Errors
+/// With the exit status of what is wrong: 2 the input, 3 the kernel, 1 all else.
+pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<Loaded> {
+    let kind = kind::find(&policy.manifest.policy.kind)
+        .ok_or_else(|| Error::config(format!("{} is of no known kind", policy.id())))?;
+    let mut opened = object::open(&policy)?;
+    let mut session = kind.session(&policy, options)?;
+    // Bad input is the user's to mend on any kernel, so it comes before the kernel's probes.
+    if let Some(ty) = kind.struct_ops() {
+        object::struct_ops(&policy, &opened.shape, ty)?;
+    }
+    crate::params::assign(
+        &crate::params::known(&policy.manifest, &opened.shape, &policy.file(), &policy.text)?,
+        params,
+        &policy.id(),
+    )?;
+    let kernel = Kernel::probe();
+    kind.supported(&kernel)?;
+    for requirement in &policy.manifest.policy.requires {
+        kernel.require(requirement)?;
+    }
+    live::need_root("load a policy into the kernel")?;
+    opened.set_params(&policy, params, &kernel)?;
+    opened.adapt_struct_ops(&kernel);
+    session.open(&mut opened, &policy, &kernel)?;
+    let warnings = std::mem::take(&mut opened.warnings);
+    drop(kernel);
+    let (mut object, shape) = opened.load(&policy)?;
+    timing::bpf(|| session.configure(&mut object, &shape))?;
+    Ok(Loaded { policy, kind, object, shape, warnings, session })
+}
+
+/// A policy that this process attached.
+pub struct Attached {
+    /// Its record.
+    pub live: Live,
+    /// The loaded object, for its maps.
+    pub object: Object,
+    /// What it offers.
+    pub shape: Shape,
+    links: Vec<(String, Link)>,
+    #[allow(dead_code, reason = "held: the record lives as long as the policy")]
+    record: MapHandle,
+}
+
+/// Attaches `loaded`; with `pin` it stays after this process.
+///
+/// # Errors
+/// Already attached, somebody in the way, or what the kernel says; nothing stays attached then.
+pub fn attach(mut loaded: Loaded, options: &Options, pin: bool) -> Result<Attached> {
+    let tree = Tree::lock()?;
+    mend::sweep(&tree);
+    let id = loaded.policy.id();
+    if let Some(there) = live::all()?.iter().find(|l| l.meta.policy == id) {
+        if matches!(loaded.kind.condition(there), Condition::Ejected(_)) && there.folder.is_some() {
+            tracing::warn!("{id} had been ejected by the kernel; its pins are replaced");
+            detach(there, &tree)?;
+        } else {
+            let (how, hint) = match there.meta.pid {
+                Some(pid) => (
+                    format!("{id} is already attached, by polity run (process {pid})"),
+                    "press Ctrl-C there to take it off".to_owned(),
+                ),
+                None => (
+                    format!("{id} is already attached"),
+                    format!("`polity detach {id}` takes it off"),
+                ),
+            };
+            return Err(Error::failed(how).hint(hint).into());
+        }
+    }
+    loaded.session.ready()?;
+
+    let mut links = timing::bpf(|| loaded.session.attach(&mut loaded.object))?;
+    let mut meta = Meta {
+        policy: id.clone(),
+        manifest: loaded.policy.manifest.clone(),
+        origin: loaded.policy.origin(),
+        time: crate::time::now(),
+        uid: rustix::process::getuid().as_raw(),
+        pid: (!pin).then(std::process::id),
+        default: options.default,
+        maps: Default::default(),
+        links: Default::default(),
+        programs: Default::default(),
+        extra: loaded.session.record(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    meta.record(&loaded.object);
+    for (name, link) in &links {
+        meta.links.insert(name.clone(), link.info()?.id);
+    }
+    let (mut record, meta) = meta.into_map()?;
+    let map_id = {
+        use libbpf_rs::MapCore;
+        record.info()?.info.id
+    };
+    let folder = match pin {
+        true => Some(timing::bpf(|| tree.pin(&id, &mut loaded.object, &mut record, &mut links))?),
+        false => None,
+    };
+    let live = Live { meta, folder, id: map_id };
+    let switched_on =
+        loaded.session.commit(&mut loaded.object).and_then(|()| loaded.session.finish(&live));
+    let attached = Attached { live, object: loaded.object, shape: loaded.shape, links, record };
+    if let Err(e) = switched_on {
+        let left = attached.detach_locked(&tree);
+        return Err(match left {
+            Ok(()) => e,
+            Err(left) => e.context(format!("and it can't be taken off again: {left:#}")),
+        });
+    }
+    sys::trim_heap();
+    Ok(attached)
+}
+
+impl Attached {
+    /// Leaves a pinned policy to the kernel.
+    pub fn keep(self) {
+        for (_, mut link) in self.links {
+            link.disconnect();
+        }
+    }
+
+    /// Takes the policy off and undoes what attaching changed.
+    ///
+    /// # Errors
+    /// What could not be undone.
+    pub fn detach(self) -> Result<()> {
+        let tree = Tree::lock()?;
+        self.detach_locked(&tree)
+    }
+
+    fn detach_locked(self, tree: &Tree) -> Result<()> {
+        let result = self.live.kind().and_then(|kind| kind.undo(&self.live));
+        unpin(&self.live, tree);
+        // The effective link goes first, as when unpinning.
+        for (_, link) in self.links.into_iter().rev() {
+            drop(link);
+        }
+        if let Ok(kind) = self.live.kind() {
+            kind.settle(&self.live);
+        }
+        result
+    }
+}
+
+/// Takes a pinned policy off.
+///
+/// # Errors
+/// `polity run` holds it, or what attaching changed can't be undone; it stays attached then.
+pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
+    if live.folder.is_none() {
+        let pid = live.meta.pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+        return Err(Error::failed(format!("{} is held by polity run{pid}", live.meta.policy))
+            .hint("press Ctrl-C there, or send that process SIGTERM")
+            .into());
+    }
+    let kind = live.kind()?;
+    kind.undo(live)?;
+    unpin(live, tree);
+    kind.settle(live);
+    Ok(())
+}
+
+fn unpin(live: &Live, tree: &Tree) {
+    if let Some(folder) = &live.folder {
+        tree::unpin(folder, live.last_link());
+        tree.tidy();
+    }
+}
+
+impl Live {
+    /// The link whose pin makes the policy effective: struct_ops maps have one, and it is named
+    /// after the map.
+    fn last_link(&self) -> Option<&str> {
+        self.meta.links.keys().find(|name| self.meta.maps.contains_key(*name)).map(String::as_str)
+    }
+}

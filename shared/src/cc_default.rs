@@ -1,0 +1,189 @@
+//! The default congestion control of network namespaces, changed and put back.
+
+use std::path::{Path, PathBuf};
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+
+use crate::error::{Error, Result};
+use crate::netns::{self, Netns};
+use crate::tree;
+
+const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+const AVAILABLE: &str = "/proc/sys/net/ipv4/tcp_available_congestion_control";
+/// `TCP_CA_NAME_MAX`.
+const NAME_MAX: usize = 16;
+
+/// The algorithms that are registered: one list for all namespaces.
+pub fn available() -> Vec<String> {
+    let text = std::fs::read_to_string(AVAILABLE).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The default of the namespace that the calling thread is in.
+///
+/// # Errors
+/// No such file: not Linux's TCP, or no /proc.
+pub fn current() -> Result<String> {
+    let text = std::fs::read_to_string(SYSCTL)
+        .map_err(|e| Error::failed(format!("can't read {SYSCTL}: {e}")))?;
+    Ok(text.trim().to_owned())
+}
+
+fn set(name: &str) -> Result<()> {
+    std::fs::write(SYSCTL, name).map_err(|e| {
+        let error = Error::failed(format!("can't make `{name}` the default: {e}"));
+        match e.raw_os_error() {
+            Some(libc::EPERM) => error.hint(
+                "a namespace other than the initial one takes only algorithms with TCP_CONG_NON_RESTRICTED",
+            ),
+            _ => error,
+        }
+        .into()
+    })
+}
+
+/// What each namespace's default was, by inode number, in a map pinned beside the policies: it
+/// outlives this process, and goes with the reboot that makes it void.
+pub struct Undo {
+    map: MapHandle,
+    path: PathBuf,
+}
+
+impl Undo {
+    fn path(algorithm: &str) -> PathBuf {
+        Path::new(tree::ROOT).join(tree::UNDO).join(algorithm)
+    }
+
+    /// The record for `algorithm`, where there is one.
+    pub fn open(algorithm: &str) -> Option<Self> {
+        let path = Self::path(algorithm);
+        let map = MapHandle::from_pinned_path(&path).ok()?;
+        Some(Self { map, path })
+    }
+
+    /// The record for `algorithm`, made where it is missing.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn create(algorithm: &str) -> Result<Self> {
+        if let Some(there) = Self::open(algorithm) {
+            return Ok(there);
+        }
+        let path = Self::path(algorithm);
+        tree::make(path.parent().unwrap_or(&path))?;
+        let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
+            map_flags: libbpf_rs::libbpf_sys::BPF_F_NO_PREALLOC,
+            ..Default::default()
+        };
+        let mut map = MapHandle::create(
+            MapType::Hash,
+            Some("polity_undo"),
+            8,
+            NAME_MAX as u32,
+            1 << 16,
+            &options,
+        )?;
+        map.pin(&path)?;
+        Ok(Self { map, path })
+    }
+
+    fn keep(&self, ns: &Netns, default: &str) -> Result<()> {
+        let mut value = [0u8; NAME_MAX];
+        let len = default.len().min(NAME_MAX - 1);
+        value[..len].copy_from_slice(&default.as_bytes()[..len]);
+        // What was there first is what has to come back.
+        match self.map.update(&ns.inode.to_ne_bytes(), &value, MapFlags::NO_EXIST) {
+            Err(e) if e.kind() != libbpf_rs::ErrorKind::AlreadyExists => Err(e.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn get(&self, ns: &Netns) -> Option<String> {
+        let value = self.map.lookup(&ns.inode.to_ne_bytes(), MapFlags::ANY).ok()??;
+        let end = value.iter().position(|b| *b == 0)?;
+        String::from_utf8(value[..end].to_vec()).ok()
+    }
+
+    /// Forgets the record.
+    pub fn remove(self) {
+        if let Err(e) = std::fs::remove_file(&self.path) {
+            tracing::warn!("can't remove {}: {e}", self.path.display());
+        }
+        // Fails, as it should, while another algorithm's record is there.
+        let _ = self.path.parent().map(std::fs::remove_dir);
+    }
+}
+
+/// Makes `name` the default of the initial namespace and of all that have the same default as
+/// it; returns that old default.
+///
+/// # Errors
+/// The initial namespace refuses. Others that do are left and warned about.
+pub fn take_over(name: &str, undo: &Undo) -> Result<String> {
+    let all = netns::all();
+    let Some(init) = all.first() else {
+        return Err(Error::failed("can't open the initial network namespace").into());
+    };
+    let old = init.enter(current)?;
+    for (index, ns) in all.iter().enumerate() {
+        // The initial one first: a child that is made meanwhile takes its default from it.
+        if ns.enter(current).ok().as_deref() != Some(&old) {
+            continue;
+        }
+        undo.keep(ns, &old)?;
+        match ns.enter(|| set(name)) {
+            Err(e) if index == 0 => return Err(e),
+            Err(e) => tracing::warn!("namespace {}: {e:#}", ns.name),
+            Ok(()) => {}
+        }
+    }
+    Ok(old)
+}
+
+/// Puts back the default of every namespace that has `name`; returns their names.
+///
+/// # Errors
+/// The first namespace that refuses; the others are done.
+pub fn restore(name: &str, undo: Option<&Undo>) -> Result<Vec<String>> {
+    let available = available();
+    let usable = |n: &String| n != name && available.contains(n);
+    let mut restored = Vec::new();
+    let mut failed = None;
+    let mut init_default = None;
+    for ns in netns::all() {
+        if ns.enter(current).ok().as_deref() != Some(name) {
+            if ns.name == "init" {
+                init_default = ns.enter(current).ok();
+            }
+            continue;
+        }
+        let back = undo
+            .and_then(|u| u.get(&ns))
+            .filter(usable)
+            // One that was made while the policy was the default inherited it.
+            .or_else(|| init_default.clone().filter(usable))
+            .or_else(|| available.iter().find(|n| *n == "cubic").cloned())
+            .unwrap_or_else(|| "reno".to_owned());
+        match ns.enter(|| set(&back)) {
+            Ok(()) => restored.push(ns.name.clone()),
+            Err(e) => failed = Some(e.context(format!("namespace {}", ns.name))),
+        }
+        if ns.name == "init" {
+            init_default = Some(back);
+        }
+    }
+    failed.map_or(Ok(restored), Err)
+}
+
+/// Names that are a default somewhere although they are not registered any more.
+pub fn ghosts(available: &[String]) -> Vec<String> {
+    let mut ghosts: Vec<String> = netns::all()
+        .iter()
+        .filter_map(|ns| ns.enter(current).ok())
+        .filter(|name| name.starts_with("bpf_") && !available.contains(name))
+        .collect();
+    ghosts.sort();
+    ghosts.dedup();
+    ghosts
+}

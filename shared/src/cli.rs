@@ -1,0 +1,224 @@
+//! The command line (fixed by DESIGN.md section 4).
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::cmd;
+use crate::error::Result;
+use crate::params::Assignment;
+
+/// Loads, swaps and watches kernel policies written in BPF.
+///
+/// A policy is named KIND/NAME (kinds: schedulers, tcp-cc, lsm) or by the path of its folder.
+///
+/// Exit status: 0 done, 1 failed, 2 usage or configuration, 3 the kernel lacks what is needed,
+/// 4 the kernel ejected the policy.
+#[derive(Debug, Parser)]
+#[command(name = "polity", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Tell more (twice: libbpf's own words)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The policies there are, and which are attached
+    List(Json),
+    /// Manifest, parameters, statistics and needs of a policy
+    Show(One),
+    /// What this kernel can do, with what to do about the rest
+    Doctor(Json),
+    /// Everything short of attaching: manifest, parameters, the kernel's verifier
+    Check(Check),
+    /// Attach in the foreground, print live statistics, detach on Ctrl-C
+    Run(Run),
+    /// Attach and pin: the policy stays after exit
+    Attach(Attach),
+    /// Take a policy off and undo what attaching changed
+    Detach(Detach),
+    /// What is attached, and whether it is as it should be
+    Status(Json),
+    /// The numbers of one or all attached policies
+    Stats(Stats),
+    /// Programs, maps, links and reference counts of an attached policy
+    Inspect(One),
+    /// Change a live parameter of an attached policy
+    Set(Set),
+    /// Events of attached policies, one JSON object a line
+    Events(Events),
+    /// Compile the .bpf.c of a policy folder to the .bpf.o beside it
+    Build(Build),
+    /// Started by `run`
+    #[command(hide = true)]
+    Guardian(Guardian),
+}
+
+/// A command that reads.
+#[derive(Debug, Args)]
+pub struct Json {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A command about one policy.
+#[derive(Debug, Args)]
+pub struct One {
+    /// KIND/NAME or a folder
+    pub policy: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// KIND/NAME or a folder
+    pub policy: String,
+    /// Set a parameter (repeatable)
+    #[arg(long = "param", value_name = "NAME=VALUE")]
+    pub params: Vec<Assignment>,
+    /// File rules for an LSM policy
+    #[arg(long, value_name = "FILE")]
+    pub rules: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `run` and `attach` share.
+#[derive(Debug, Args)]
+pub struct Load {
+    /// KIND/NAME or a folder
+    pub policy: String,
+    /// Set a parameter (repeatable)
+    #[arg(long = "param", value_name = "NAME=VALUE")]
+    pub params: Vec<Assignment>,
+    /// File rules for an LSM policy; without rules it attaches no hook
+    #[arg(long, value_name = "FILE")]
+    pub rules: Option<PathBuf>,
+    /// tcp-cc: make it the default of every namespace that follows the default
+    #[arg(long)]
+    pub default: bool,
+    /// tcp-cc: move established sockets too
+    #[arg(long)]
+    pub migrate: bool,
+    /// schedulers: take over from another scheduler
+    #[arg(long)]
+    pub replace: bool,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// What to load.
+    #[command(flatten)]
+    pub load: Load,
+    /// Seconds between two lines of statistics
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    pub interval: u64,
+    /// Print JSON lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `attach`.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// What to load.
+    #[command(flatten)]
+    pub load: Load,
+}
+
+/// `detach`.
+#[derive(Debug, Args)]
+pub struct Detach {
+    /// KIND/NAME or a folder
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub policy: Option<String>,
+    /// Everything that is attached
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `stats`.
+#[derive(Debug, Args)]
+pub struct Stats {
+    /// KIND/NAME or a folder; all without it
+    pub policy: Option<String>,
+    /// Print again every S seconds, with rates
+    #[arg(long, value_name = "S", num_args = 0..=1, default_missing_value = "1")]
+    pub watch: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `set`.
+#[derive(Debug, Args)]
+pub struct Set {
+    /// KIND/NAME or a folder
+    pub policy: String,
+    /// The parameter and its new value
+    #[arg(required = true, value_name = "NAME=VALUE")]
+    pub assignments: Vec<Assignment>,
+}
+
+/// `events`.
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Go on as they come
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only this policy's
+    pub policy: Option<String>,
+    /// Print JSON (it always does)
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `build`.
+#[derive(Debug, Args)]
+pub struct Build {
+    /// The policy's folder
+    pub folder: PathBuf,
+}
+
+/// Started by `run`: puts defaults back when `run` is killed.
+#[derive(Debug, Args)]
+pub struct Guardian {
+    /// The policy that `run` holds.
+    pub policy: String,
+}
+
+impl Cli {
+    /// Does what was asked.
+    ///
+    /// # Errors
+    /// See the exit statuses.
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            Command::List(args) => cmd::list::run(&args),
+            Command::Show(args) => cmd::show::run(&args),
+            Command::Doctor(args) => cmd::doctor::run(&args),
+            Command::Check(args) => cmd::check::run(&args),
+            Command::Run(args) => cmd::run::run(&args),
+            Command::Attach(args) => cmd::attach::run(&args),
+            Command::Detach(args) => cmd::detach::run(&args),
+            Command::Status(args) => cmd::status::run(&args),
+            Command::Stats(args) => cmd::stats::run(&args),
+            Command::Inspect(args) => cmd::inspect::run(&args),
+            Command::Set(args) => cmd::set::run(&args),
+            Command::Events(args) => cmd::events::run(&args),
+            Command::Build(args) => cmd::build::run(&args),
+            Command::Guardian(args) => cmd::guardian::run(&args),
+        }
+    }
+}

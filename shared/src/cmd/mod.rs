@@ -1,0 +1,54 @@
+//! The commands, one a file.
+
+use std::fs;
+
+use crate::attach::{Loaded, load};
+use crate::catalog;
+use crate::cli::Load;
+use crate::error::{Error, Result};
+use crate::kind::Options;
+use crate::out;
+
+pub mod attach;
+pub mod build;
+pub mod check;
+pub mod detach;
+pub mod doctor;
+pub mod events;
+pub mod guardian;
+pub mod inspect;
+pub mod list;
+pub mod run;
+pub mod set;
+pub mod show;
+pub mod stats;
+pub mod status;
+
+/// Prints a value as one document of JSON.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    out::println(&serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Finds and loads what `run` or `attach` were asked for.
+fn load_for(args: &Load) -> Result<(Loaded, Options)> {
+    let options = Options {
+        default: args.default,
+        migrate: args.migrate,
+        replace: args.replace,
+        rules: rules(args.rules.as_deref())?,
+    };
+    let loaded = load(catalog::find(&args.policy)?, &args.params, &options)?;
+    for warning in &loaded.warnings {
+        tracing::info!("{warning}");
+    }
+    Ok((loaded, options))
+}
+
+/// Reads a rules file.
+fn rules(file: Option<&std::path::Path>) -> Result<Option<(std::path::PathBuf, String)>> {
+    let Some(file) = file else { return Ok(None) };
+    let text = fs::read_to_string(file)
+        .map_err(|e| Error::config(format!("can't read {}: {e}", file.display())))?;
+    Ok(Some((file.to_owned(), text)))
+}

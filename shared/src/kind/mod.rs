@@ -1,0 +1,225 @@
+//! The kinds of policy. All that one kind does differently stands in its own file here.
+//!
+//! A further struct_ops type is one file with an implementation of [`Kind`], and one line in
+//! [`KINDS`]; `qdisc.rs` proves it.
+
+use std::path::PathBuf;
+
+use libbpf_rs::{Link, MapCore, Object};
+use serde_json::Value;
+
+use crate::catalog::Policy;
+use crate::error::{Error, Result};
+use crate::kernel::{Fact, Kernel};
+use crate::live::Live;
+use crate::object::{self, Opened};
+use crate::shape::Shape;
+
+pub mod lsm;
+#[cfg(feature = "test-kinds")]
+pub mod qdisc;
+pub mod schedulers;
+pub mod tcp_cc;
+
+static KINDS: &[&dyn Kind] = &[
+    &schedulers::Schedulers,
+    &tcp_cc::TcpCc,
+    &lsm::Lsm,
+    #[cfg(feature = "test-kinds")]
+    &qdisc::Qdisc,
+];
+
+/// Every kind, in the order of the documentation.
+pub fn all() -> impl Iterator<Item = &'static dyn Kind> {
+    KINDS.iter().copied()
+}
+
+/// The kind called `name`.
+pub fn find(name: &str) -> Option<&'static dyn Kind> {
+    all().find(|k| k.name() == name)
+}
+
+/// What the user asked for when attaching.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// tcp-cc: make it the default of the namespaces that follow the default.
+    pub default: bool,
+    /// tcp-cc: move established sockets too.
+    pub migrate: bool,
+    /// schedulers: take over from another scheduler.
+    pub replace: bool,
+    /// lsm: the rules file and its text.
+    pub rules: Option<(PathBuf, String)>,
+}
+
+/// How an attached policy fares, as the kernel sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// It does its work.
+    Attached,
+    /// The kernel took it off; the record says why.
+    Ejected(String),
+    /// Its links are there but lead nowhere.
+    Detached(String),
+}
+
+/// One kind of policy.
+pub trait Kind: Sync {
+    /// The name of its folder.
+    fn name(&self) -> &'static str;
+
+    /// The struct_ops type, where it is a kind of struct_ops.
+    fn struct_ops(&self) -> Option<&'static str>;
+
+    /// What `doctor` says of the running kernel.
+    fn facts(&self, kernel: &Kernel) -> Vec<Fact>;
+
+    /// Whether this kernel can run the kind at all.
+    ///
+    /// # Errors
+    /// Exit status 3 with what is missing.
+    fn supported(&self, kernel: &Kernel) -> Result<()> {
+        kernel.btf()?;
+        match self.struct_ops() {
+            Some(ty) if !kernel.has_struct(ty) => Err(Error::kernel(format!(
+                "this kernel ({}) has no struct {ty}",
+                Kernel::release()
+            ))
+            .hint("`polity doctor` lists what this kernel can do")
+            .into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts to load a policy.
+    ///
+    /// # Errors
+    /// Options that make no sense for the kind, bad rules.
+    fn session(&self, policy: &Policy, options: &Options) -> Result<Box<dyn Session>>;
+
+    /// The condition of an attached policy.
+    fn condition(&self, _live: &Live) -> Condition {
+        Condition::Attached
+    }
+
+    /// The kind's part of `status`.
+    fn detail(&self, live: &Live) -> Value;
+
+    /// Undoes what attaching changed beyond the links (defaults, sockets), while the policy is
+    /// still attached.
+    ///
+    /// # Errors
+    /// What could not be undone; the policy stays attached then.
+    fn undo(&self, _live: &Live) -> Result<()> {
+        Ok(())
+    }
+
+    /// Waits until the kernel has finished taking a policy off, after its links are gone.
+    fn settle(&self, _live: &Live) {}
+
+    /// Whether the policy was switched on; one that was not is the rest of an interrupted attach.
+    fn is_on(&self, _live: &Live) -> bool {
+        true
+    }
+
+    /// What does not agree with what was asked for, mended where that is possible: pairs of
+    /// policy and what was found. `live` holds the attached policies of this kind.
+    fn drift(&self, _live: &[&Live]) -> Vec<(String, String)> {
+        Vec::new()
+    }
+}
+
+/// The steps of loading one policy, in order. Only `attach` and later have side effects.
+pub trait Session {
+    /// The object is open: choose programs, size maps, set names.
+    ///
+    /// # Errors
+    /// An object that is not of the kind.
+    fn open(&mut self, opened: &mut Opened, policy: &Policy, kernel: &Kernel) -> Result<()>;
+
+    /// The object is loaded: fill its maps.
+    ///
+    /// # Errors
+    /// A map that can't be filled.
+    fn configure(&mut self, _object: &mut Object, _shape: &Shape) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether the system allows attaching now (another scheduler, a name already taken).
+    ///
+    /// # Errors
+    /// Says who stands in the way.
+    fn ready(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Attaches. The links die with this process until they are pinned. The last link is the
+    /// one that makes the policy effective, unless `commit` does.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn attach(&mut self, object: &mut Object) -> Result<Vec<(String, Link)>>;
+
+    /// Everything is in place (and pinned, where asked for): switch on.
+    ///
+    /// # Errors
+    /// What the kernel says; the caller takes everything off again.
+    fn commit(&mut self, _object: &mut Object) -> Result<()> {
+        Ok(())
+    }
+
+    /// What the kind wants to find again in the record of the attached policy.
+    fn record(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
+    /// The policy is on: do what was asked beyond that (defaults, sockets).
+    ///
+    /// # Errors
+    /// The caller takes everything off again.
+    fn finish(&mut self, _live: &Live) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Attaches the struct_ops map called `map`.
+///
+/// # Errors
+/// What the kernel says, with `taken` as the hint when the name is in use.
+pub fn attach_struct_ops(object: &mut Object, map: &str, taken: &str) -> Result<(String, Link)> {
+    let said = crate::log::capture();
+    let Some(mut ops) = object.maps_mut().find(|m| m.name() == map) else {
+        return Err(Error::failed(format!("the object lost its struct_ops map `{map}`")).into());
+    };
+    let link = ops.attach_struct_ops().map_err(|e| {
+        let error =
+            Error::failed(format!("the kernel does not attach `{map}`: {e}{}", said.tail()));
+        match e.kind() {
+            libbpf_rs::ErrorKind::AlreadyExists => error.hint(taken),
+            libbpf_rs::ErrorKind::PermissionDenied => error.hint("run it as root"),
+            _ => error.hint("the kernel log (dmesg) often says more"),
+        }
+    })?;
+    Ok((map.to_owned(), link))
+}
+
+/// Attaches every program that is not part of a struct_ops map and says itself where it belongs.
+///
+/// # Errors
+/// What the kernel says.
+pub fn attach_programs(object: &mut Object) -> Result<Vec<(String, Link)>> {
+    let mut links = Vec::new();
+    for program in object.progs_mut() {
+        let section = program.section().to_string_lossy().into_owned();
+        let stands_alone = section.contains('/') && !section.starts_with("iter");
+        if object::is_struct_ops(program.prog_type()) || !program.autoload() || !stands_alone {
+            continue;
+        }
+        let name = program.name().to_string_lossy().into_owned();
+        let link = program
+            .attach()
+            .map_err(|e| Error::failed(format!("can't attach the program `{name}`: {e}")))?;
+        links.push((name, link));
+    }
+    Ok(links)
+}

@@ -1,0 +1,313 @@
+//! CPU schedulers: `struct sched_ext_ops`, one at a time, ejected by the kernel when they fail.
+
+use std::time::Duration;
+
+use libbpf_rs::{Link, MapCore, Object};
+use serde_json::{Value, json};
+
+use super::{Condition, Kind, Options, Session, attach_programs, attach_struct_ops};
+use crate::catalog::Policy;
+use crate::error::{Error, Result};
+use crate::kernel::{Fact, Kernel, read};
+use crate::live::{self, Live};
+use crate::object::{self, Opened};
+use crate::timing;
+
+/// The struct_ops type.
+const OPS: &str = "sched_ext_ops";
+/// Where the kernel tells of sched_ext.
+const SYSFS: &str = "/sys/kernel/sched_ext";
+/// The kernel's default for `exit_dump_len` (`SCX_EXIT_DUMP_DFL_LEN`).
+const DUMP_LEN: u32 = 32768;
+
+/// The kind.
+pub struct Schedulers;
+
+/// `disabled`, `enabling`, `enabled` or `disabling`; none where the kernel has no sched_ext.
+pub fn state() -> Option<String> {
+    read(&format!("{SYSFS}/state"))
+}
+
+/// The name of the scheduler that runs now.
+pub fn running() -> Option<String> {
+    read(&format!("{SYSFS}/root/ops"))
+}
+
+impl Kind for Schedulers {
+    fn name(&self) -> &'static str {
+        "schedulers"
+    }
+
+    fn struct_ops(&self) -> Option<&'static str> {
+        Some(OPS)
+    }
+
+    fn supported(&self, kernel: &Kernel) -> Result<()> {
+        kernel.btf()?;
+        if kernel.has_struct(OPS) && state().is_some() {
+            return Ok(());
+        }
+        Err(Error::kernel(format!(
+            "this kernel ({}) was built without sched_ext",
+            Kernel::release()
+        ))
+        .hint(
+            "schedulers need a kernel with CONFIG_SCHED_CLASS_EXT=y; Debian's have it from 6.16 on",
+        )
+        .into())
+    }
+
+    fn facts(&self, kernel: &Kernel) -> Vec<Fact> {
+        if let Err(e) = self.supported(kernel) {
+            return vec![Fact::fail(
+                "sched_ext",
+                e.to_string(),
+                "schedulers need CONFIG_SCHED_CLASS_EXT=y",
+            )];
+        }
+        let state = state().unwrap_or_default();
+        let fact = match running() {
+            Some(name) if state != "disabled" => {
+                let owner = owner(&name).unwrap_or_else(|| "somebody else".to_owned());
+                Fact::warn(
+                    "sched_ext",
+                    format!("{state}: `{name}`, attached by {owner}"),
+                    "one scheduler at a time: detach it, or attach with --replace",
+                )
+            }
+            _ => Fact::ok("sched_ext", state),
+        };
+        let rejected = read(&format!("{SYSFS}/nr_rejected")).unwrap_or_else(|| "0".into());
+        let mut facts = vec![fact, Fact::ok("sched_ext rejected tasks", rejected)];
+        let malformed = scx_utils::compat::malformed_scx_kfuncs();
+        if !malformed.is_empty() {
+            facts.push(Fact::fail(
+                "sched_ext kfuncs",
+                format!("malformed in BTF: {}", malformed.join(", ")),
+                "the kernel's BTF has to be made with pahole 1.26 or newer",
+            ));
+        }
+        facts
+    }
+
+    fn session(&self, policy: &Policy, options: &Options) -> Result<Box<dyn Session>> {
+        if options.default || options.migrate || options.rules.is_some() {
+            return Err(
+                Error::config("a scheduler takes none of --default, --migrate, --rules").into()
+            );
+        }
+        Ok(Box::new(Scheduler { ops: String::new(), id: policy.id(), replace: options.replace }))
+    }
+
+    fn condition(&self, live: &Live) -> Condition {
+        match ExitRecord::of(live) {
+            Some(exit) if exit.kind != 0 => Condition::Ejected(exit.to_string()),
+            _ if state().as_deref() == Some("disabled") => Condition::Detached(
+                "the kernel runs its own scheduler although this one is attached".into(),
+            ),
+            _ => Condition::Attached,
+        }
+    }
+
+    fn settle(&self, live: &Live) {
+        // The kernel frees an unpinned link in its own time, and then moves tasks back.
+        let own = ops_name(&live.meta.manifest.policy.name);
+        for _ in 0..400 {
+            let gone = match state().as_deref() {
+                Some("enabled" | "enabling") => running().as_deref() != Some(&own),
+                Some("disabling") => false,
+                _ => true,
+            };
+            if gone {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(25));
+        }
+        tracing::warn!("the kernel is still taking `{own}` off");
+    }
+
+    fn detail(&self, live: &Live) -> Value {
+        let switch_all = read(&format!("{SYSFS}/switch_all")).is_some_and(|v| v == "1");
+        let mut detail = json!({"ops": running(), "state": state(), "switch_all": switch_all});
+        if let Some(exit) = ExitRecord::of(live).filter(|e| e.kind != 0) {
+            detail["exit"] = json!({"kind": exit.kind, "code": exit.code, "reason": exit.reason, "message": exit.message});
+        }
+        detail
+    }
+}
+
+/// Who attached the scheduler called `name`, in words.
+fn owner(name: &str) -> Option<String> {
+    let ours = live::all().ok()?.into_iter().find(|l| {
+        l.meta.manifest.policy.kind == "schedulers"
+            && ops_name(&l.meta.manifest.policy.name) == name
+    })?;
+    Some(match ours.meta.pid {
+        Some(pid) => format!("polity run (process {pid})"),
+        None => format!("polity, {}", ours.meta.time),
+    })
+}
+
+/// The name as the kernel takes it: letters, digits, `_` and `.`.
+fn ops_name(policy: &str) -> String {
+    policy.replace('-', "_")
+}
+
+struct Scheduler {
+    /// The struct_ops map.
+    ops: String,
+    id: String,
+    replace: bool,
+}
+
+impl Session for Scheduler {
+    fn open(&mut self, opened: &mut Opened, policy: &Policy, kernel: &Kernel) -> Result<()> {
+        self.ops = object::struct_ops(policy, &opened.shape, OPS)?.map.clone();
+        opened.set_struct_ops_text(&self.ops, "name", &ops_name(&policy.manifest.policy.name));
+        if kernel.has_member(OPS, "hotplug_seq")
+            && let Some(seq) =
+                read(&format!("{SYSFS}/hotplug_seq")).and_then(|s| s.parse::<u64>().ok())
+        {
+            // The kernel refuses to enable when a CPU came or went since.
+            opened.set_struct_ops(&self.ops, "hotplug_seq", |b| {
+                b.copy_from_slice(&seq.to_le_bytes()[..b.len()])
+            });
+        }
+        if opened.shape.global("scx_lib_features").is_some() {
+            scx_utils::compat::set_lib_features(&mut opened.object).map_err(|e| {
+                Error::failed(format!("can't probe the kernel for scx's library: {e:#}"))
+            })?;
+        }
+        size_dumps(opened)
+    }
+
+    fn ready(&mut self) -> Result<()> {
+        let Some(name) = running().filter(|_| state().as_deref() != Some("disabled")) else {
+            return Ok(());
+        };
+        let owner = owner(&name).unwrap_or_else(|| "another program".to_owned());
+        let blocked = Error::failed(format!(
+            "can't attach {}: the scheduler `{name}` is running, attached by {owner}",
+            self.id
+        ));
+        if !self.replace {
+            return Err(blocked.hint("detach it first, or take over with --replace").into());
+        }
+        replace(&name).map_err(|e| e.context(blocked.to_string()))
+    }
+
+    fn attach(&mut self, object: &mut Object) -> Result<Vec<(String, Link)>> {
+        let mut links = attach_programs(object)?;
+        links.push(attach_struct_ops(
+            object,
+            &self.ops,
+            "another scheduler is running: `polity doctor` says whose",
+        )?);
+        // The call returns when the kernel has enabled it, or has already ejected it again.
+        let exit = read_exit(object);
+        match exit {
+            Some(exit) if exit.kind != 0 => {
+                Err(Error::ejected(format!("the kernel ejected {} at once: {exit}", self.id))
+                    .into())
+            }
+            _ => Ok(links),
+        }
+    }
+}
+
+/// Takes the running scheduler off to make room, when it is ours to take.
+fn replace(name: &str) -> Result<()> {
+    for live in live::all()? {
+        if live.meta.manifest.policy.kind == "schedulers"
+            && ops_name(&live.meta.manifest.policy.name) == name
+            && let Some(folder) = &live.folder
+        {
+            crate::tree::unpin(folder, None);
+            Schedulers.settle(&live);
+            return Ok(());
+        }
+    }
+    Err(Error::failed("it is held by a process outside this polity's reach")
+        .hint("stop that process; `bpftool link` shows who holds the link")
+        .into())
+}
+
+/// Gives each `UEI_DEFINE` room for the kernel's dump.
+fn size_dumps(opened: &mut Opened) -> Result<()> {
+    let lengths: Vec<_> =
+        opened.shape.globals.iter().filter(|g| g.name.ends_with("_dump_len")).cloned().collect();
+    for length in lengths {
+        let section = format!(".data.{}", length.name.trim_end_matches("_len"));
+        let mut sized = false;
+        for mut map in opened.object.maps_mut().filter(|m| m.name() == section.as_str()) {
+            sized = map.set_value_size(DUMP_LEN).is_ok();
+        }
+        if sized {
+            object::write_global(&mut opened.object, &length, &DUMP_LEN.to_le_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// Why the kernel took a scheduler off (`UEI_RECORD` in ops.exit).
+#[derive(Debug)]
+pub struct ExitRecord {
+    /// `enum scx_exit_kind`; 0 while it runs.
+    pub kind: i64,
+    /// What the scheduler passed to `scx_bpf_exit`.
+    pub code: i64,
+    /// The kernel's word for the kind.
+    pub reason: String,
+    /// More of it.
+    pub message: String,
+}
+
+impl ExitRecord {
+    fn of(live: &Live) -> Option<Self> {
+        let shape = live.shape();
+        Self::from_json(&live.global(&shape, &record_name(&shape)?)?)
+    }
+
+    fn from_json(record: &Value) -> Option<Self> {
+        let text = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
+        Some(Self {
+            kind: record["kind"].as_i64()?,
+            code: record["exit_code"].as_i64().unwrap_or_default(),
+            reason: text("reason"),
+            message: text("msg"),
+        })
+    }
+}
+
+impl std::fmt::Display for ExitRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.reason.as_str(), self.message.as_str()) {
+            ("", _) => write!(f, "exit kind {}", self.kind),
+            (reason, "") => f.write_str(reason),
+            (reason, message) => write!(f, "{reason} ({message})"),
+        }
+    }
+}
+
+/// The global of type `struct user_exit_info`.
+fn record_name(shape: &crate::shape::Shape) -> Option<String> {
+    use crate::layout::Layout;
+    let is_record =
+        |l: &Layout| matches!(l, Layout::Struct { name, .. } if name == "user_exit_info");
+    shape.globals.iter().find(|g| is_record(&g.layout)).map(|g| g.name.clone())
+}
+
+fn read_exit(object: &Object) -> Option<ExitRecord> {
+    let shape = crate::shape::Shape::of(&object.btf().ok()??);
+    let global = shape.global(&record_name(&shape)?)?.clone();
+    let map =
+        object.maps().find(|m| object::is_section(&m.name().to_string_lossy(), &global.section))?;
+    let mut value = vec![0; map.value_size() as usize];
+    crate::sys::map_lookup(&map, &0u32.to_ne_bytes(), &mut value).ok()?;
+    ExitRecord::from_json(&global.layout.json(value.get(global.offset..)?))
+}
+
+/// The exit record of a scheduler that this process attached, once the kernel has taken it off.
+pub fn exited(object: &Object) -> Option<ExitRecord> {
+    read_exit(object).filter(|exit| exit.kind != 0)
+}

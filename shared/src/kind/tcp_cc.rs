@@ -1,0 +1,206 @@
+//! TCP congestion control: `struct tcp_congestion_ops`, registered as `bpf_NAME`.
+//!
+//! The kernel unregisters an algorithm when its link goes, but a namespace whose default it was
+//! keeps a pointer to it: every new socket there goes on running it, although its name is gone
+//! (the "ghost default"). So what we change we record and put back.
+
+use libbpf_rs::{Link, Object};
+use serde_json::{Value, json};
+
+use super::{Kind, Options, Session, attach_programs, attach_struct_ops};
+use crate::catalog::Policy;
+use crate::cc_default::{self, Undo};
+use crate::error::{Error, Result};
+use crate::kernel::{Fact, Kernel};
+use crate::live::Live;
+use crate::netns;
+use crate::object::{self, Opened};
+use crate::sockets::{self, Iterators, Move};
+
+const OPS: &str = "tcp_congestion_ops";
+/// `TCP_CONG_NEEDS_ECN` of net/tcp.h.
+const TCP_CONG_NEEDS_ECN: u8 = 2;
+
+/// The kind.
+pub struct TcpCc;
+
+/// The name under which policy `tcp-cc/NAME` is registered: never one that the kernel has.
+pub fn algorithm(policy: &str) -> String {
+    format!("bpf_{}", policy.rsplit('/').next().unwrap_or(policy))
+}
+
+impl Kind for TcpCc {
+    fn name(&self) -> &'static str {
+        "tcp-cc"
+    }
+
+    fn struct_ops(&self) -> Option<&'static str> {
+        Some(OPS)
+    }
+
+    fn facts(&self, kernel: &Kernel) -> Vec<Fact> {
+        let mut facts = vec![match kernel.has_struct("bpf_struct_ops_tcp_congestion_ops") {
+            true => Fact::ok("struct_ops tcp_congestion_ops", "there"),
+            false => Fact::fail(
+                "struct_ops tcp_congestion_ops",
+                "missing",
+                "TCP policies need CONFIG_BPF_SYSCALL=y, CONFIG_BPF_JIT=y and BTF",
+            ),
+        }];
+        let available = cc_default::available();
+        facts.push(Fact::ok("tcp algorithms", available.join(" ")));
+        for ns in netns::all() {
+            let Ok(current) = ns.enter(cc_default::current) else { continue };
+            if !available.contains(&current) {
+                facts.push(Fact::warn(
+                    "tcp default",
+                    format!(
+                        "namespace {}: `{current}` is no longer registered but still the default",
+                        ns.name
+                    ),
+                    "`polity status` sets it back",
+                ));
+            }
+        }
+        facts
+    }
+
+    fn session(&self, policy: &Policy, options: &Options) -> Result<Box<dyn Session>> {
+        if options.replace || options.rules.is_some() {
+            return Err(Error::config("a TCP policy takes neither --replace nor --rules").into());
+        }
+        if options.migrate && !options.default {
+            return Err(Error::config("--migrate goes with --default")
+                .hint("it moves established sockets to the new default")
+                .into());
+        }
+        Ok(Box::new(Algorithm {
+            name: algorithm(&policy.id()),
+            map: String::new(),
+            default: options.default,
+            migrate: options.migrate,
+            needs_ecn: false,
+        }))
+    }
+
+    fn detail(&self, live: &Live) -> Value {
+        let name = algorithm(&live.meta.policy);
+        let mut namespaces = Vec::new();
+        let mut own = false;
+        for ns in netns::all() {
+            if ns.enter(cc_default::current).is_ok_and(|d| d == name) {
+                own |= ns.name == "init";
+                namespaces.push(ns.name);
+            }
+        }
+        let sockets = sockets::count(&name).ok();
+        json!({"algorithm": name, "default": own, "default_in": namespaces, "sockets": sockets})
+    }
+
+    fn undo(&self, live: &Live) -> Result<()> {
+        let name = algorithm(&live.meta.policy);
+        let undo = Undo::open(&name);
+        cc_default::restore(&name, undo.as_ref())?;
+        sockets::evacuate(&name)?;
+        if let Some(undo) = undo {
+            undo.remove();
+        }
+        let others = crate::live::all()?
+            .iter()
+            .any(|l| l.id != live.id && l.meta.manifest.policy.kind == self.name());
+        if !others {
+            sockets::forget_marks();
+        }
+        Ok(())
+    }
+
+    fn drift(&self, live: &[&Live]) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        let available = cc_default::available();
+        for name in cc_default::ghosts(&available) {
+            let policy = format!("tcp-cc/{}", name.trim_start_matches("bpf_"));
+            let undo = Undo::open(&name);
+            let what = match cc_default::restore(&name, undo.as_ref()) {
+                Ok(restored) => format!(
+                    "`{name}` is gone but was still the default in {}; set back",
+                    restored.join(", ")
+                ),
+                Err(e) => format!("`{name}` is gone but still a default: {e:#}"),
+            };
+            let _ = sockets::evacuate(&name);
+            if let Some(undo) = undo {
+                undo.remove();
+            }
+            found.push((policy, what));
+        }
+        for policy in live.iter().filter(|l| l.meta.default) {
+            let name = algorithm(&policy.meta.policy);
+            let init = netns::all().into_iter().next();
+            let current = init.and_then(|ns| ns.enter(cc_default::current).ok());
+            if let Some(current) = current.filter(|c| *c != name) {
+                let what = format!("asked to be the default, but that is `{current}`");
+                found.push((policy.meta.policy.clone(), what));
+            }
+        }
+        found
+    }
+}
+
+struct Algorithm {
+    name: String,
+    map: String,
+    default: bool,
+    migrate: bool,
+    needs_ecn: bool,
+}
+
+impl Session for Algorithm {
+    fn open(&mut self, opened: &mut Opened, policy: &Policy, _kernel: &Kernel) -> Result<()> {
+        self.map = object::struct_ops(policy, &opened.shape, OPS)?.map.clone();
+        if !opened.set_struct_ops_text(&self.map, "name", &self.name) {
+            return Err(Error::config(format!("`{}` has no member `name`", self.map)).into());
+        }
+        opened.set_struct_ops(&self.map, "flags", |flags| {
+            self.needs_ecn = flags.first().is_some_and(|f| f & TCP_CONG_NEEDS_ECN != 0);
+        });
+        Ok(())
+    }
+
+    fn ready(&mut self) -> Result<()> {
+        if cc_default::available().contains(&self.name) {
+            return Err(Error::failed(format!(
+                "the algorithm name `{}` is already taken",
+                self.name
+            ))
+            .hint("somebody else registered it: `bpftool struct_ops list` shows the map")
+            .into());
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, object: &mut Object) -> Result<Vec<(String, Link)>> {
+        let mut links = attach_programs(object)?;
+        links.push(attach_struct_ops(object, &self.map, "the algorithm's name is already taken")?);
+        Ok(links)
+    }
+
+    fn finish(&mut self, _live: &Live) -> Result<()> {
+        if !self.default {
+            return Ok(());
+        }
+        let undo = Undo::create(&self.name)?;
+        let old = cc_default::take_over(&self.name, &undo)?;
+        if self.migrate {
+            let what = Move {
+                from: &old,
+                to: &self.name,
+                needs_ecn: self.needs_ecn,
+                include_chosen: false,
+            };
+            let report = Iterators::load()?.migrate(&what)?;
+            let left = report.left.len();
+            crate::out::eprintln(&format!("moved {} sockets, left {left}", report.moved));
+        }
+        Ok(())
+    }
+}

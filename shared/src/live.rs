@@ -1,0 +1,245 @@
+//! Policies that are in the kernel now.
+//!
+//! Every attached policy has a BPF map called `polity_meta` that says what it is; the map lives
+//! exactly as long as the policy does, pinned or held by `polity run`. So the kernel's own list
+//! of maps is the list of policies, and there is no other record.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use libbpf_rs::btf::Btf;
+use libbpf_rs::query::{LinkInfo, MapInfoIter, ProgInfoIter, ProgramInfo};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object};
+use serde::{Deserialize, Serialize};
+use std::os::fd::AsFd;
+
+use crate::error::{Error, Result};
+use crate::kind::{self, Kind};
+use crate::manifest::Manifest;
+use crate::shape::Shape;
+use crate::{object, sys, tree};
+
+/// The name of the map; the kernel allows 15 characters.
+pub const META: &str = "polity_meta";
+
+/// What a policy says of itself in the kernel.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Meta {
+    /// `kind/name`.
+    pub policy: String,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// `built-in` or the folder that it came from.
+    pub origin: String,
+    /// When it was attached, RFC 3339 in UTC.
+    pub time: String,
+    /// Who attached it.
+    pub uid: u32,
+    /// The process that holds it, for `polity run`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Whether it was asked to be the default (tcp-cc).
+    #[serde(default)]
+    pub default: bool,
+    /// Maps by label, with their ids.
+    pub maps: BTreeMap<String, u32>,
+    /// Links by name, with their ids.
+    pub links: BTreeMap<String, u32>,
+    /// Programs by name, with their ids.
+    pub programs: BTreeMap<String, u32>,
+    /// Whatever else the kind wants to find again.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub extra: serde_json::Value,
+    /// The version of polity that attached it.
+    pub version: String,
+}
+
+impl Meta {
+    /// Puts the record into a map of its own, which the caller keeps or pins.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn into_map(self) -> Result<(MapHandle, Self)> {
+        let mut bytes = serde_json::to_vec(&self)?;
+        bytes.push(0);
+        let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
+            ..Default::default()
+        };
+        let map =
+            MapHandle::create(MapType::Array, Some(META), 4, bytes.len() as u32, 1, &options)?;
+        map.update(&0u32.to_ne_bytes(), &bytes, MapFlags::ANY)?;
+        Ok((map, self))
+    }
+
+    /// Reads the record in `map`, where it holds one that we understand.
+    pub fn from_map(map: &MapHandle) -> Option<Self> {
+        let bytes = map.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).ok()??;
+        let end = bytes.iter().position(|b| *b == 0)?;
+        serde_json::from_slice(&bytes[..end]).ok()
+    }
+
+    /// Records the maps and programs of a loaded object.
+    pub fn record(&mut self, object: &Object) {
+        for map in object.maps() {
+            if let Ok(info) = map.info() {
+                let label = object::map_label(&map.name().to_string_lossy());
+                self.maps.insert(label, info.info.id);
+            }
+        }
+        for program in object.progs() {
+            if let Ok(id) = libbpf_rs::Program::id_from_fd(program.as_fd()) {
+                self.programs.insert(program.name().to_string_lossy().into_owned(), id);
+            }
+        }
+    }
+}
+
+/// A policy in the kernel.
+pub struct Live {
+    /// Its record.
+    pub meta: Meta,
+    /// Its folder below the pin root, where it is pinned.
+    pub folder: Option<PathBuf>,
+    /// The id of the record's map.
+    pub id: u32,
+}
+
+/// Every policy in the kernel, pinned or held by `polity run`, by name.
+///
+/// # Errors
+/// Not root.
+pub fn all() -> Result<Vec<Live>> {
+    need_root("see what is attached")?;
+    let pinned = tree::pinned();
+    let mut found = Vec::new();
+    for info in MapInfoIter::default().filter(|m| m.name == META) {
+        let Ok(map) = MapHandle::from_map_id(info.id) else { continue };
+        let Some(meta) = Meta::from_map(&map) else { continue };
+        let folder = pinned.iter().find(|(id, _)| *id == info.id).map(|(_, f)| f.clone());
+        found.push(Live { meta, folder, id: info.id });
+    }
+    found.sort_by(|a, b| a.meta.policy.cmp(&b.meta.policy));
+    Ok(found)
+}
+
+/// The attached policy called `name`.
+///
+/// # Errors
+/// Exit status 1 when it is not attached.
+pub fn find(name: &str) -> Result<Live> {
+    let mut live = all()?;
+    // A folder's path names the policy in it.
+    let id = if live.iter().any(|l| l.meta.policy == name) {
+        name.to_owned()
+    } else {
+        crate::catalog::find(name)?.id()
+    };
+    match live.iter().position(|l| l.meta.policy == id) {
+        Some(at) => Ok(live.swap_remove(at)),
+        None => Err(Error::failed(format!("{id} is not attached"))
+            .hint("`polity status` shows what is")
+            .into()),
+    }
+}
+
+/// Fails unless root runs us.
+///
+/// # Errors
+/// Exit status 1.
+pub fn need_root(what: &str) -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Error::failed(format!("only root can {what}")).hint("run it with sudo").into())
+}
+
+impl Live {
+    /// The policy's kind.
+    ///
+    /// # Errors
+    /// A record that a newer polity wrote.
+    pub fn kind(&self) -> Result<&'static dyn Kind> {
+        let name = &self.meta.manifest.policy.kind;
+        kind::find(name).ok_or_else(|| {
+            Error::failed(format!(
+                "{} is of a kind that this polity does not know",
+                self.meta.policy
+            ))
+            .hint(format!("it was attached by polity {}", self.meta.version))
+            .into()
+        })
+    }
+
+    /// The map with this label.
+    pub fn map(&self, label: &str) -> Option<MapHandle> {
+        MapHandle::from_map_id(*self.meta.maps.get(label)?).ok()
+    }
+
+    /// What the policy's BTF in the kernel says.
+    pub fn shape(&self) -> Shape {
+        let btf = self.meta.programs.values().find_map(|id| Btf::from_prog_id(*id).ok());
+        btf.map(|btf| Shape::of(&btf)).unwrap_or_default()
+    }
+
+    /// The value of a global as it is now, as JSON.
+    pub fn global(&self, shape: &Shape, name: &str) -> Option<serde_json::Value> {
+        let (bytes, layout) = self.global_bytes(shape, name)?;
+        Some(layout.json(&bytes))
+    }
+
+    /// The bytes of a global as they are now.
+    pub fn global_bytes(
+        &self,
+        shape: &Shape,
+        name: &str,
+    ) -> Option<(Vec<u8>, crate::layout::Layout)> {
+        let global = shape.global(name)?;
+        let map = self.map(&object::map_label(&global.section))?;
+        let mut value = vec![0; map.value_size() as usize];
+        sys::map_lookup(&map, &0u32.to_ne_bytes(), &mut value).ok()?;
+        let end = (global.offset + global.layout.size()).min(value.len());
+        let bytes = value.get(global.offset..end)?.to_vec();
+        Some((bytes, global.layout.clone()))
+    }
+
+    /// The parameters with their present values.
+    pub fn params(&self, shape: &Shape) -> serde_json::Map<String, serde_json::Value> {
+        let names = self.meta.manifest.params.keys();
+        names.filter_map(|name| Some((name.clone(), self.global(shape, name)?))).collect()
+    }
+
+    /// The kernel's record of each of the policy's programs that are still there.
+    pub fn programs(&self) -> Vec<(String, ProgramInfo)> {
+        let mut all: BTreeMap<u32, ProgramInfo> =
+            ProgInfoIter::default().map(|info| (info.id, info)).collect();
+        let programs = self.meta.programs.iter();
+        programs.filter_map(|(name, id)| Some((name.clone(), all.remove(id)?))).collect()
+    }
+
+    /// The kernel's record of each link that is still there.
+    pub fn links(&self) -> Vec<(String, LinkInfo)> {
+        let open = |id: u32| LinkInfo::from_fd(sys::link_by_id(id).ok()?.as_fd()).ok();
+        self.meta.links.iter().filter_map(|(name, id)| Some((name.clone(), open(*id)?))).collect()
+    }
+
+    /// Whether a host process watches it.
+    pub fn supervised(&self) -> bool {
+        self.meta.pid.is_some_and(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists())
+    }
+}
+
+/// What a program cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cost {
+    /// Instructions that the verifier walked through.
+    pub verified: u32,
+    /// Bytes of machine code.
+    pub jited: u32,
+}
+
+/// The cost of the program with this id.
+pub fn program(id: u32) -> Option<Cost> {
+    let fd = libbpf_rs::Program::fd_from_id(id).ok()?;
+    sys::program_cost(fd.as_fd()).ok()
+}

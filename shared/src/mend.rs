@@ -1,0 +1,43 @@
+//! What an interrupted command left, found and put right by the next one.
+
+use crate::attach;
+use crate::kind;
+use crate::live::Live;
+use crate::tree::Tree;
+
+/// Removes pins that lead to nothing.
+pub fn sweep(tree: &Tree) {
+    for policy in tree.sweep() {
+        tracing::warn!("removed what an interrupted attach of {policy} left");
+    }
+}
+
+/// Mends what can be mended, unless another command is at work, and tells what was found: pairs
+/// of policy and what is not as it should be.
+pub fn drift(live: &[Live]) -> Vec<(String, String)> {
+    let Some(tree) = Tree::try_lock() else { return Vec::new() };
+    let mut found: Vec<(String, String)> = tree
+        .sweep()
+        .into_iter()
+        .map(|policy| (policy, "an interrupted attach left pins; removed".to_owned()))
+        .collect();
+    for kind in kind::all() {
+        let own: Vec<&Live> =
+            live.iter().filter(|l| l.meta.manifest.policy.kind == kind.name()).collect();
+        for policy in &own {
+            if policy.folder.is_some() && !kind.is_on(policy) {
+                let what = match attach::detach(policy, &tree) {
+                    Ok(()) => "an interrupted attach never switched it on; taken off".to_owned(),
+                    Err(e) => format!("an interrupted attach never switched it on: {e:#}"),
+                };
+                found.push((policy.meta.policy.clone(), what));
+                continue;
+            }
+            if let kind::Condition::Detached(why) = kind.condition(policy) {
+                found.push((policy.meta.policy.clone(), why));
+            }
+        }
+        found.extend(kind.drift(&own));
+    }
+    found
+}

@@ -1,0 +1,223 @@
+//! The one module with `unsafe`: what libbpf-rs has no safe call for.
+//!
+//! Everything here is a thin, safe wrapper; policy and error texts belong to the callers.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use libbpf_rs::btf::{Btf, BtfKind, TypeId};
+use libbpf_rs::libbpf_sys as raw;
+use libbpf_rs::{AsRawLibbpf, MapCore, OpenObject};
+
+/// The BTF of an object that is open but not loaded.
+///
+/// # Errors
+/// What libbpf says; `None` when the object has no BTF.
+pub fn object_btf(object: &OpenObject) -> libbpf_rs::Result<Option<Btf<'_>>> {
+    // SAFETY: the pointer is valid for as long as `object` is, and the returned Btf borrows it.
+    let object = unsafe { object.as_libbpf_object().as_ref() };
+    Btf::from_bpf_object(object)
+}
+
+/// The id of the type of `kind` called `name`.
+pub fn btf_find(btf: &Btf<'_>, name: &str, kind: BtfKind) -> Option<TypeId> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: both pointers are valid for the call and libbpf keeps neither.
+    let id = unsafe {
+        raw::btf__find_by_name_kind(btf.as_libbpf_object().as_ptr(), name.as_ptr(), kind as u32)
+    };
+    u32::try_from(id).ok().filter(|id| *id != 0).map(TypeId::from)
+}
+
+/// The ids of all enumerations of `btf`. Looks at nothing but the kind of each of the kernel's
+/// hundred thousand types, which libbpf-rs's iterator would look up by name, too.
+pub fn btf_enums(btf: &Btf<'_>) -> Vec<TypeId> {
+    const ENUM: u32 = BtfKind::Enum as u32;
+    const ENUM64: u32 = BtfKind::Enum64 as u32;
+    let is_enum = |id: &u32| {
+        // SAFETY: the Btf is valid, and libbpf returns null or a type that lives as long as it.
+        let ty = unsafe { raw::btf__type_by_id(btf.as_libbpf_object().as_ptr(), *id).as_ref() };
+        ty.is_some_and(|ty| matches!((ty.info >> 24) & 0x1f, ENUM | ENUM64))
+    };
+    (1..btf.len() as u32).filter(is_enum).map(TypeId::from).collect()
+}
+
+/// Reads one key of a map into `value`, without an allocation. For a per-CPU map `value` holds
+/// every possible CPU's value, each rounded up to 8 bytes.
+///
+/// # Errors
+/// `NotFound` when there is no such key; `InvalidInput` when a buffer has the wrong size.
+pub fn map_lookup(map: &impl MapCore, key: &[u8], value: &mut [u8]) -> io::Result<()> {
+    let size = map.value_size() as usize;
+    let need = if map.map_type().is_percpu() {
+        let cpus = libbpf_rs::num_possible_cpus().map_err(io::Error::other)?;
+        size.next_multiple_of(8) * cpus
+    } else {
+        size
+    };
+    if key.len() != map.key_size() as usize || value.len() != need {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the kernel reads key_size bytes and writes the value size computed above, and both
+    // buffers were just checked to have exactly those sizes.
+    let ret = unsafe {
+        raw::bpf_map_lookup_elem(
+            map.as_fd().as_raw_fd(),
+            key.as_ptr().cast(),
+            value.as_mut_ptr().cast(),
+        )
+    };
+    if ret < 0 { Err(io::Error::from_raw_os_error(-ret)) } else { Ok(()) }
+}
+
+/// Keeps libbpf from looking for an attach method of its own.
+pub fn never_autoattach(object: &mut OpenObject) {
+    for map in object.maps_mut() {
+        // SAFETY: the map belongs to `object`, which is borrowed for the call.
+        let _ = unsafe { raw::bpf_map__set_autoattach(map.as_libbpf_object().as_ptr(), false) };
+    }
+}
+
+/// Replaces the struct_ops map `old` behind `link` by `new`, which must be ready
+/// (`BPF_LINK_UPDATE` with `BPF_F_REPLACE`). libbpf's own call overruns the heap on a link that
+/// was opened from a pin.
+///
+/// # Errors
+/// What the kernel says: EPERM when `old` is not what the link has, ENOLINK when it is detached.
+pub fn link_replace_map(
+    link: BorrowedFd<'_>,
+    new: BorrowedFd<'_>,
+    old: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let mut options = raw::bpf_link_update_opts {
+        sz: size_of::<raw::bpf_link_update_opts>() as raw::size_t,
+        flags: raw::BPF_F_REPLACE,
+        old_map_fd: old.as_raw_fd() as u32,
+        ..Default::default()
+    };
+    // SAFETY: the options outlive the call and their size is set.
+    let ret = unsafe { raw::bpf_link_update(link.as_raw_fd(), new.as_raw_fd(), &raw mut options) };
+    if ret < 0 { Err(io::Error::from_raw_os_error(-ret)) } else { Ok(()) }
+}
+
+/// Opens a link by its id.
+///
+/// # Errors
+/// `NotFound` when the link is gone.
+pub fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointer is passed.
+    let fd = unsafe { raw::bpf_link_get_fd_by_id(id) };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel just gave us this descriptor, nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What the verifier and the JIT made of a program.
+///
+/// # Errors
+/// What the kernel says.
+pub fn program_cost(program: BorrowedFd<'_>) -> io::Result<crate::live::Cost> {
+    let mut info = raw::bpf_prog_info::default();
+    let mut len = size_of::<raw::bpf_prog_info>() as u32;
+    // SAFETY: the kernel writes at most `len` bytes into `info`; no pointer in it is set.
+    let ret = unsafe {
+        raw::bpf_obj_get_info_by_fd(program.as_raw_fd(), (&raw mut info).cast(), &raw mut len)
+    };
+    if ret < 0 {
+        return Err(io::Error::from_raw_os_error(-ret));
+    }
+    Ok(crate::live::Cost { verified: info.verified_insns, jited: info.jited_prog_len })
+}
+
+/// References to a struct_ops map beyond user space's: its link, sockets, namespaces
+/// (`bpf_struct_ops_map_sys_lookup_elem`).
+pub fn struct_ops_refcount(map: &impl MapCore) -> Option<i32> {
+    let mut value = vec![0; map.value_size() as usize];
+    map_lookup(map, &0u32.to_ne_bytes(), &mut value).ok()?;
+    // struct bpf_struct_ops_common_value: refcount_t refcnt, enum bpf_struct_ops_state.
+    Some(i32::from_le_bytes(value.get(..4)?.try_into().ok()?))
+}
+
+/// Stores `bytes` at `offset` of a data map, leaving all else to the programs that use it: a
+/// write through the file descriptor would replace the whole value.
+///
+/// # Errors
+/// The map can't be mapped, or `bytes` do not fit.
+pub fn map_write(map: &impl MapCore, offset: usize, bytes: &[u8]) -> io::Result<()> {
+    let size = map.value_size() as usize;
+    if offset.checked_add(bytes.len()).is_none_or(|end| end > size) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let length = size.next_multiple_of(rustix::param::page_size());
+    let flags = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
+    // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
+    let base = unsafe {
+        rustix::mm::mmap(
+            std::ptr::null_mut(),
+            length,
+            flags,
+            rustix::mm::MapFlags::SHARED,
+            map.as_fd(),
+            0,
+        )?
+    };
+    // SAFETY: offset + bytes.len() <= size <= length was checked. Globals are aligned to their
+    // size, so the copy of up to 8 bytes below is one store and no program sees half of it.
+    unsafe {
+        let to = base.cast::<u8>().add(offset);
+        match bytes.len() {
+            8 if offset.is_multiple_of(8) => {
+                to.cast::<u64>()
+                    .write_volatile(u64::from_ne_bytes(bytes.try_into().unwrap_or_default()));
+            }
+            4 if offset.is_multiple_of(4) => {
+                to.cast::<u32>()
+                    .write_volatile(u32::from_ne_bytes(bytes.try_into().unwrap_or_default()));
+            }
+            2 if offset.is_multiple_of(2) => {
+                to.cast::<u16>()
+                    .write_volatile(u16::from_ne_bytes(bytes.try_into().unwrap_or_default()));
+            }
+            _ => std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()),
+        }
+    }
+    // SAFETY: base and length are those of the mapping, and nothing keeps a pointer into it.
+    unsafe { rustix::mm::munmap(base, length)? };
+    Ok(())
+}
+
+/// Opens an iterator: the file gives what its program writes for each object.
+///
+/// # Errors
+/// What the kernel says.
+pub fn iter_create(link: BorrowedFd<'_>) -> io::Result<std::fs::File> {
+    // SAFETY: no pointer is passed.
+    let fd = unsafe { raw::bpf_iter_create(link.as_raw_fd()) };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel just gave us this descriptor, nobody else has it.
+    Ok(unsafe { std::fs::File::from_raw_fd(fd) })
+}
+
+/// Has the kernel send `signal` to this process when its parent dies.
+///
+/// # Errors
+/// Never in practice (`prctl(2)`).
+pub fn die_with_parent(signal: i32) -> io::Result<()> {
+    // SAFETY: PR_SET_PDEATHSIG takes a number and touches no memory of ours.
+    let ret = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Gives memory that the loader freed back to the kernel: libbpf parses megabytes of BTF.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim has no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -1,0 +1,216 @@
+//! The pins below `/sys/fs/bpf/polity`: `<kind>/<name>/{meta,maps/*,links/*}`.
+//!
+//! A policy's folder is filled under `staging/`, renamed to its place, and only then is its last
+//! link pinned into it: that one call is what makes the policy stay. Killed before it, the
+//! kernel detaches everything with the process and what is left are pins that do nothing, which
+//! the next command sweeps.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use libbpf_rs::{Link, MapCore, MapHandle, Object};
+use rustix::fs::FlockOperation;
+
+use crate::error::{Error, Result};
+use crate::live::Meta;
+use crate::object;
+
+/// Where the kernel's BPF file system is.
+pub const BPFFS: &str = "/sys/fs/bpf";
+/// Our part of it.
+pub const ROOT: &str = "/sys/fs/bpf/polity";
+
+const STAGING: &str = "staging";
+/// Records of what to put back (see `cc_default`).
+pub const UNDO: &str = "undo";
+/// `BPF_FS_MAGIC` of linux/magic.h.
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// Whether the BPF file system is mounted.
+pub fn mounted() -> bool {
+    rustix::fs::statfs(BPFFS).is_ok_and(|s| s.f_type as u64 == BPF_FS_MAGIC)
+}
+
+/// Mounts the BPF file system where it is missing.
+///
+/// # Errors
+/// Not permitted, or a kernel without it.
+pub fn mount() -> Result<()> {
+    if mounted() {
+        return Ok(());
+    }
+    rustix::mount::mount("bpf", BPFFS, "bpf", rustix::mount::MountFlags::empty(), None).map_err(
+        |e| {
+            Error::failed(format!("can't mount the BPF file system at {BPFFS}: {e}"))
+                .hint("mount -t bpf bpf /sys/fs/bpf")
+                .into()
+        },
+    )
+}
+
+/// The tree, locked for this process; unlocked when dropped.
+pub struct Tree(#[allow(dead_code, reason = "held for its lock")] File);
+
+impl Tree {
+    /// Waits for other commands to finish and locks the tree.
+    ///
+    /// # Errors
+    /// No BPF file system, not permitted.
+    pub fn lock() -> Result<Self> {
+        Self::open(FlockOperation::LockExclusive)
+            .map_err(|e| Error::failed(format!("can't open {ROOT}: {e}")).into())
+    }
+
+    /// Locks the tree unless somebody else has it.
+    pub fn try_lock() -> Option<Self> {
+        Self::open(FlockOperation::NonBlockingLockExclusive).ok()
+    }
+
+    fn open(lock: FlockOperation) -> io::Result<Self> {
+        mount().map_err(io::Error::other)?;
+        make(Path::new(ROOT))?;
+        let root = File::open(ROOT)?;
+        rustix::fs::flock(&root, lock)?;
+        Ok(Self(root))
+    }
+
+    /// Removes what an interrupted command left: staged folders, and folders that lack a link.
+    /// Returns the policies that it concerned.
+    pub fn sweep(&self) -> Vec<String> {
+        let mut swept = Vec::new();
+        for staged in children(&Path::new(ROOT).join(STAGING)) {
+            remove(&staged);
+        }
+        for kind in children(Path::new(ROOT)).into_iter().filter(|k| is_kind(k)) {
+            for folder in children(&kind) {
+                if !is_whole(&folder) {
+                    remove(&folder);
+                    swept.push(name_of(&folder));
+                }
+            }
+        }
+        self.tidy();
+        swept
+    }
+
+    /// Removes folders that hold nothing.
+    pub fn tidy(&self) {
+        for folder in children(Path::new(ROOT)) {
+            // Fails, as it should, for those that hold something.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+
+    /// Pins a policy: everything but its last link, then the rename, then that link.
+    ///
+    /// # Errors
+    /// What the kernel says; nothing stays pinned then.
+    pub fn pin(
+        &self,
+        policy: &str,
+        object: &mut Object,
+        meta: &mut MapHandle,
+        links: &mut [(String, Link)],
+    ) -> Result<PathBuf> {
+        let staged = Path::new(ROOT).join(STAGING).join(policy.replace('/', "-"));
+        let place = Path::new(ROOT).join(policy);
+        let result = Self::fill(&staged, &place, object, meta, links);
+        if result.is_err() {
+            remove(&staged);
+            remove(&place);
+        }
+        result.map(|()| place)
+    }
+
+    fn fill(
+        staged: &Path,
+        place: &Path,
+        object: &mut Object,
+        meta: &mut MapHandle,
+        links: &mut [(String, Link)],
+    ) -> Result<()> {
+        remove(staged);
+        for folder in ["maps", "links"] {
+            make(&staged.join(folder))?;
+        }
+        make(place.parent().unwrap_or(place))?;
+        for mut map in object.maps_mut().filter(|m| m.autocreate()) {
+            let label = object::map_label(&map.name().to_string_lossy());
+            map.pin(staged.join("maps").join(label))?;
+        }
+        meta.pin(staged.join("meta"))?;
+        let (last, first) =
+            links.split_last_mut().ok_or_else(|| Error::failed("nothing was attached"))?;
+        for (name, link) in first {
+            link.pin(staged.join("links").join(&*name))?;
+        }
+        fs::rename(staged, place)?;
+        last.1.pin(place.join("links").join(&last.0))?;
+        Ok(())
+    }
+}
+
+/// Every pinned policy: the id of its record's map, and its folder.
+pub fn pinned() -> Vec<(u32, PathBuf)> {
+    let mut all = Vec::new();
+    for kind in children(Path::new(ROOT)).into_iter().filter(|k| is_kind(k)) {
+        for folder in children(&kind) {
+            let Ok(map) = MapHandle::from_pinned_path(folder.join("meta")) else { continue };
+            if let Ok(info) = map.info() {
+                all.push((info.info.id, folder));
+            }
+        }
+    }
+    all
+}
+
+/// Unpins a policy: its links first, the effective one before all others, then the rest.
+pub fn unpin(folder: &Path, last_link: Option<&str>) {
+    if let Some(last) = last_link {
+        let _ = fs::remove_file(folder.join("links").join(last));
+    }
+    remove(folder);
+}
+
+/// `kind/name` of a folder in the tree.
+pub fn name_of(folder: &Path) -> String {
+    let relative = folder.strip_prefix(ROOT).unwrap_or(folder);
+    relative.display().to_string()
+}
+
+/// Makes a folder of the tree, for root only.
+///
+/// # Errors
+/// What the kernel says.
+pub fn make(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// The entries of a folder in order; none when it is not there.
+pub fn children(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut all: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    all.sort();
+    all
+}
+
+fn remove(folder: &Path) {
+    if folder.exists()
+        && let Err(e) = fs::remove_dir_all(folder)
+    {
+        tracing::warn!("can't remove {}: {e}", folder.display());
+    }
+}
+
+/// Whether every link that the policy's record names is pinned.
+fn is_whole(folder: &Path) -> bool {
+    let meta =
+        MapHandle::from_pinned_path(folder.join("meta")).ok().and_then(|m| Meta::from_map(&m));
+    meta.is_some_and(|m| m.links.keys().all(|name| folder.join("links").join(name).exists()))
+}
+
+fn is_kind(folder: &Path) -> bool {
+    !folder.ends_with(STAGING) && !folder.ends_with(UNDO)
+}
