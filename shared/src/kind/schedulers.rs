@@ -174,9 +174,9 @@ impl Session for Scheduler {
             });
         }
         if opened.shape.global("scx_lib_features").is_some() {
-            scx_utils::compat::set_lib_features(&mut opened.object).map_err(|e| {
-                Error::failed(format!("can't probe the kernel for scx's library: {e:#}"))
-            })?;
+            timing::bpf(|| scx_utils::compat::set_lib_features(&mut opened.object)).map_err(
+                |e| Error::failed(format!("can't probe the kernel for scx's library: {e:#}")),
+            )?;
         }
         size_dumps(opened)
     }
