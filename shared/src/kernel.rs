@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::layout::text;
-use crate::sys;
+use crate::{sys, timing};
 
 /// Where the kernel shows its own BTF.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -73,7 +73,10 @@ pub struct Kernel {
 impl Kernel {
     /// Reads the kernel's BTF, where there is one.
     pub fn probe() -> Self {
-        let btf = Path::new(BTF_PATH).exists().then(|| Btf::from_vmlinux().ok()).flatten();
+        let btf = Path::new(BTF_PATH)
+            .exists()
+            .then(|| timing::bpf(|| Btf::from_vmlinux().ok()))
+            .flatten();
         Self { btf }
     }
 

@@ -31,5 +31,6 @@ pub mod stats;
 #[allow(unsafe_code, reason = "the one module with raw libbpf calls")]
 pub mod sys;
 pub mod time;
+pub mod timing;
 pub mod tree;
 pub mod wellknown;

@@ -101,3 +101,35 @@ impl Run {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_after_the_dashes_belongs_to_the_command() {
+        let cli = Cli::parse_from(["vm", "--smp", "4", "--", "fetch", "--smp", "8"]);
+        assert!(cli.task.is_none());
+        assert_eq!(cli.run.command, ["fetch", "--smp", "8"]);
+        assert!(Cli::try_parse_from(["vm", "--smp", "4"]).is_err());
+        assert!(matches!(Cli::parse_from(["vm", "fetch", "6.18"]).task, Some(Task::Fetch { .. })));
+    }
+
+    #[test]
+    fn a_file_may_have_another_name_in_the_guest() {
+        let cli = Cli::parse_from([
+            "vm", "--file", "a", "--file", "b:/c", "--file", "odd:name", "--", "x",
+        ]);
+        let pairs: Vec<_> = cli.run.file_pairs().collect();
+        assert_eq!(pairs[0], ("a".into(), None));
+        assert_eq!(pairs[1], ("b".into(), Some("/c".into())));
+        assert_eq!(pairs[2], ("odd:name".into(), None));
+    }
+}

@@ -110,7 +110,13 @@ impl Mirror<'_> {
                 return Ok(tree);
             }
         }
-        self.store.tree(series).ok_or_else(|| Vanished(series.name.clone()).into())
+        match self.store.tree(series) {
+            Some(tree) => Ok(tree),
+            None if self.apt.is_complete() => Err(Vanished(series.name.clone()).into()),
+            None => {
+                bail!("no kernel {} in those lists of packages that could be fetched", series.name)
+            }
+        }
     }
 
     /// Downloads a kernel and unpacks it. False if the mirror has only parts of it, as happens to old ones.

@@ -42,7 +42,14 @@ pub fn run(options: &Run, kernel: &Kernel, accel: Accel) -> Result<u8> {
         (_, Some(splat)) => (DIED, format!("the kernel complained: {splat}")),
         (Verdict::Failed(why), None) => (HARNESS, why),
         (Verdict::Unread, None) => return Ok(UNREAD),
-        (Verdict::Exit(status), None) => return Ok(status),
+        (Verdict::Exit(status), None) => {
+            if text.contains("Out of memory: Killed") {
+                eprintln!(
+                    "vm: the guest ran out of memory and killed processes: give it more with --mem"
+                );
+            }
+            return Ok(status);
+        }
     };
     eprintln!(
         "vm: {why}\nvm: the kernel log is {}, from which:\n{}",

@@ -8,7 +8,7 @@ const DENY: &[&str] = &[
     "Oops: ",
     "general protection fault",
     "Kernel panic - not syncing",
-    "rcu: INFO: ",
+    "INFO: rcu",
     "INFO: task ",
     "soft lockup",
     "hard LOCKUP",
@@ -82,6 +82,7 @@ mod tests {
             "BUG: kernel NULL pointer dereference, address: 0000000000000008",
             "watchdog: BUG: soft lockup - CPU#0 stuck for 23s! [sh:12]",
             "rcu: INFO: rcu_preempt self-detected stall on CPU",
+            "INFO: rcu_tasks detected stalls on tasks:",
             "INFO: task sh:12 blocked for more than 120 seconds.",
             "kernel BUG at mm/slub.c:12!",
         ] {

@@ -46,8 +46,11 @@ pub fn add(image: &mut Image) -> Result<()> {
             image.bytes(path, *content, 0o644);
         }
     }
-    image.link(Path::new("/var/run"), "/run");
-    image.link(Path::new("/etc/mtab"), "/proc/self/mounts");
+    for (link, target) in [("/var/run", "/run"), ("/etc/mtab", "/proc/self/mounts")] {
+        if !image.contains(Path::new(link)) {
+            image.link(Path::new(link), target);
+        }
+    }
     for file in
         ["/etc/ld.so.cache", "/etc/services", "/etc/protocols", "/etc/iproute2"].map(Path::new)
     {

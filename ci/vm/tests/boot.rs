@@ -1,5 +1,7 @@
 //! Boots guests. Each test holds [`ONE_GUEST`], since two emulated guests at a time only slow each other down.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::kernel::{Fact, Kernel, read};
 use crate::live::{self, Live};
 use crate::object::{self, Opened};
+use crate::timing;
 
 /// The struct_ops type.
 const OPS: &str = "sched_ext_ops";
