@@ -13,6 +13,7 @@ pub mod cmd;
 pub mod compile;
 pub mod error;
 pub mod events;
+pub mod holders;
 pub mod kernel;
 pub mod kind;
 pub mod layout;
