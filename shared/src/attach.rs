@@ -8,13 +8,13 @@ use libbpf_rs::{Link, MapHandle, Object};
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
-use crate::kind::{self, Kind, Options, Session};
+use crate::kind::{self, Condition, Kind, Options, Session};
 use crate::live::{self, Live, Meta};
 use crate::object;
 use crate::params::Assignment;
 use crate::shape::Shape;
 use crate::tree::{self, Tree};
-use crate::{mend, sys};
+use crate::{mend, sys, timing};
 
 /// A policy that the kernel's verifier has accepted, not yet attached.
 pub struct Loaded {
@@ -40,7 +40,10 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
         .ok_or_else(|| Error::config(format!("{} is of no known kind", policy.id())))?;
     let mut opened = object::open(&policy)?;
     let mut session = kind.session(&policy, options)?;
-    // Bad parameters are the user's to mend on any kernel, so they come before its probes.
+    // Bad input is the user's to mend on any kernel, so it comes before the kernel's probes.
+    if let Some(ty) = kind.struct_ops() {
+        object::struct_ops(&policy, &opened.shape, ty)?;
+    }
     crate::params::assign(
         &crate::params::known(&policy.manifest, &opened.shape, &policy.file(), &policy.text)?,
         params,
@@ -58,7 +61,7 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     let warnings = std::mem::take(&mut opened.warnings);
     drop(kernel);
     let (mut object, shape) = opened.load(&policy)?;
-    session.configure(&mut object, &shape)?;
+    timing::bpf(|| session.configure(&mut object, &shape))?;
     Ok(Loaded { policy, kind, object, shape, warnings, session })
 }
 
@@ -84,15 +87,26 @@ pub fn attach(mut loaded: Loaded, options: &Options, pin: bool) -> Result<Attach
     mend::sweep(&tree);
     let id = loaded.policy.id();
     if let Some(there) = live::all()?.iter().find(|l| l.meta.policy == id) {
-        let how = match there.meta.pid {
-            Some(pid) => format!("{id} is already attached, by polity run (process {pid})"),
-            None => format!("{id} is already attached"),
-        };
-        return Err(Error::failed(how).hint(format!("`polity detach {id}` takes it off")).into());
+        if matches!(loaded.kind.condition(there), Condition::Ejected(_)) && there.folder.is_some() {
+            tracing::warn!("{id} had been ejected by the kernel; its pins are replaced");
+            detach(there, &tree)?;
+        } else {
+            let (how, hint) = match there.meta.pid {
+                Some(pid) => (
+                    format!("{id} is already attached, by polity run (process {pid})"),
+                    "press Ctrl-C there to take it off".to_owned(),
+                ),
+                None => (
+                    format!("{id} is already attached"),
+                    format!("`polity detach {id}` takes it off"),
+                ),
+            };
+            return Err(Error::failed(how).hint(hint).into());
+        }
     }
     loaded.session.ready()?;
 
-    let mut links = loaded.session.attach(&mut loaded.object)?;
+    let mut links = timing::bpf(|| loaded.session.attach(&mut loaded.object))?;
     let mut meta = Meta {
         policy: id.clone(),
         manifest: loaded.policy.manifest.clone(),
@@ -117,7 +131,7 @@ pub fn attach(mut loaded: Loaded, options: &Options, pin: bool) -> Result<Attach
         record.info()?.info.id
     };
     let folder = match pin {
-        true => Some(tree.pin(&id, &mut loaded.object, &mut record, &mut links)?),
+        true => Some(timing::bpf(|| tree.pin(&id, &mut loaded.object, &mut record, &mut links))?),
         false => None,
     };
     let live = Live { meta, folder, id: map_id };
@@ -159,6 +173,9 @@ impl Attached {
         for (_, link) in self.links.into_iter().rev() {
             drop(link);
         }
+        if let Ok(kind) = self.live.kind() {
+            kind.settle(&self.live);
+        }
         result
     }
 }
@@ -174,14 +191,17 @@ pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
             .hint("press Ctrl-C there, or send that process SIGTERM")
             .into());
     }
-    live.kind()?.undo(live)?;
+    let kind = live.kind()?;
+    kind.undo(live)?;
     unpin(live, tree);
+    kind.settle(live);
     Ok(())
 }
 
-fn unpin(live: &Live, _tree: &Tree) {
+fn unpin(live: &Live, tree: &Tree) {
     if let Some(folder) = &live.folder {
         tree::unpin(folder, live.last_link());
+        tree.tidy();
     }
 }
 

@@ -110,6 +110,8 @@ impl Undo {
         if let Err(e) = std::fs::remove_file(&self.path) {
             tracing::warn!("can't remove {}: {e}", self.path.display());
         }
+        // Fails, as it should, while another algorithm's record is there.
+        let _ = self.path.parent().map(std::fs::remove_dir);
     }
 }
 

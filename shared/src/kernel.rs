@@ -4,11 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use libbpf_rs::btf::types::{Composite, Enum, Enum64};
-use libbpf_rs::btf::{Btf, BtfKind};
+use libbpf_rs::btf::{Btf, BtfKind, BtfType};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::layout::text;
+use crate::{sys, timing};
 
 /// Where the kernel shows its own BTF.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -72,7 +73,10 @@ pub struct Kernel {
 impl Kernel {
     /// Reads the kernel's BTF, where there is one.
     pub fn probe() -> Self {
-        let btf = Path::new(BTF_PATH).exists().then(|| Btf::from_vmlinux().ok()).flatten();
+        let btf = Path::new(BTF_PATH)
+            .exists()
+            .then(|| timing::bpf(|| Btf::from_vmlinux().ok()))
+            .flatten();
         Self { btf }
     }
 
@@ -102,6 +106,25 @@ impl Kernel {
         self.find(name, BtfKind::Struct)
     }
 
+    /// The type id of `struct name`.
+    pub fn struct_id(&self, name: &str) -> Option<u32> {
+        sys::btf_find(self.btf.as_ref()?, name, BtfKind::Struct).map(u32::from)
+    }
+
+    /// The struct_ops types that the kernel itself (not a module) offers.
+    pub fn struct_ops_types(&self) -> Vec<String> {
+        let Some(btf) = &self.btf else { return Vec::new() };
+        let mut names: Vec<String> = sys::btf_of_kinds(btf, &[BtfKind::Struct])
+            .into_iter()
+            .filter_map(|id| btf.type_by_id::<BtfType<'_>>(id)?.name())
+            .filter_map(|name| Some(name.to_str()?.strip_prefix("bpf_struct_ops_")?.to_owned()))
+            // Its own bookkeeping is called like that, too.
+            .filter(|name| self.has_struct(name))
+            .collect();
+        names.sort();
+        names
+    }
+
     /// Whether there is a function (a kfunc, or a hook such as `bpf_lsm_file_open`).
     pub fn has_func(&self, name: &str) -> bool {
         self.find(name, BtfKind::Func)
@@ -117,25 +140,23 @@ impl Kernel {
         let btf = self.btf.as_ref()?;
         let id = sys::btf_find(btf, name, BtfKind::Struct)?;
         let def: Composite<'_> = btf.type_by_id(id)?;
-        Some(def.iter().filter_map(|m| m.name.map(crate::layout::text)).collect())
+        Some(def.iter().filter_map(|m| m.name.map(text)).collect())
     }
 
     /// The enumerators of every enumeration whose name starts with `prefix`.
     pub fn enumerators(&self, prefix: &str) -> Vec<(String, u64)> {
         let Some(btf) = &self.btf else { return Vec::new() };
         let mut all = Vec::new();
-        let wanted = |name: Option<&std::ffi::OsStr>| {
-            name.is_some_and(|n| n.to_string_lossy().starts_with(prefix))
-        };
-        for e in btf.type_by_kind::<Enum<'_>>().filter(|e| wanted(e.name())) {
-            all.extend(
-                e.iter().filter_map(|m| Some((crate::layout::text(m.name?), m.value as u64))),
-            );
-        }
-        for e in btf.type_by_kind::<Enum64<'_>>().filter(|e| wanted(e.name())) {
-            all.extend(
-                e.iter().filter_map(|m| Some((crate::layout::text(m.name?), m.value as u64))),
-            );
+        for id in sys::btf_of_kinds(btf, &[BtfKind::Enum, BtfKind::Enum64]) {
+            let Some(ty) = btf.type_by_id::<BtfType<'_>>(id) else { continue };
+            if !ty.name().is_some_and(|n| n.to_string_lossy().starts_with(prefix)) {
+                continue;
+            }
+            if let Ok(e) = Enum64::try_from(ty) {
+                all.extend(e.iter().filter_map(|m| Some((text(m.name?), m.value as u64))));
+            } else if let Ok(e) = Enum::try_from(ty) {
+                all.extend(e.iter().filter_map(|m| Some((text(m.name?), m.value as u64))));
+            }
         }
         all
     }

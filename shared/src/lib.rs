@@ -13,6 +13,7 @@ pub mod cmd;
 pub mod compile;
 pub mod error;
 pub mod events;
+pub mod holders;
 pub mod kernel;
 pub mod kind;
 pub mod layout;
@@ -31,5 +32,6 @@ pub mod stats;
 #[allow(unsafe_code, reason = "the one module with raw libbpf calls")]
 pub mod sys;
 pub mod time;
+pub mod timing;
 pub mod tree;
 pub mod wellknown;

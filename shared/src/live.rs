@@ -72,7 +72,8 @@ impl Meta {
         Ok((map, self))
     }
 
-    fn from_map(map: &MapHandle) -> Option<Self> {
+    /// Reads the record in `map`, where it holds one that we understand.
+    pub fn from_map(map: &MapHandle) -> Option<Self> {
         let bytes = map.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).ok()??;
         let end = bytes.iter().position(|b| *b == 0)?;
         serde_json::from_slice(&bytes[..end]).ok()

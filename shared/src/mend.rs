@@ -1,5 +1,6 @@
 //! What an interrupted command left, found and put right by the next one.
 
+use crate::attach;
 use crate::kind;
 use crate::live::Live;
 use crate::tree::Tree;
@@ -24,6 +25,14 @@ pub fn drift(live: &[Live]) -> Vec<(String, String)> {
         let own: Vec<&Live> =
             live.iter().filter(|l| l.meta.manifest.policy.kind == kind.name()).collect();
         for policy in &own {
+            if policy.folder.is_some() && !kind.is_on(policy) {
+                let what = match attach::detach(policy, &tree) {
+                    Ok(()) => "an interrupted attach never switched it on; taken off".to_owned(),
+                    Err(e) => format!("an interrupted attach never switched it on: {e:#}"),
+                };
+                found.push((policy.meta.policy.clone(), what));
+                continue;
+            }
             if let kind::Condition::Detached(why) = kind.condition(policy) {
                 found.push((policy.meta.policy.clone(), why));
             }

@@ -30,6 +30,17 @@ pub fn btf_find(btf: &Btf<'_>, name: &str, kind: BtfKind) -> Option<TypeId> {
     u32::try_from(id).ok().filter(|id| *id != 0).map(TypeId::from)
 }
 
+/// The ids of all types of one of `kinds`. Looks at nothing but the kind of each of the kernel's
+/// hundred thousand types, which libbpf-rs's iterator would look up by name, too.
+pub fn btf_of_kinds(btf: &Btf<'_>, kinds: &[BtfKind]) -> Vec<TypeId> {
+    let wanted = |id: &u32| {
+        // SAFETY: the Btf is valid, and libbpf returns null or a type that lives as long as it.
+        let ty = unsafe { raw::btf__type_by_id(btf.as_libbpf_object().as_ptr(), *id).as_ref() };
+        ty.is_some_and(|ty| kinds.iter().any(|k| *k as u32 == (ty.info >> 24) & 0x1f))
+    };
+    (1..btf.len() as u32).filter(wanted).map(TypeId::from).collect()
+}
+
 /// Reads one key of a map into `value`, without an allocation. For a per-CPU map `value` holds
 /// every possible CPU's value, each rounded up to 8 bytes.
 ///
@@ -174,6 +185,20 @@ pub fn map_write(map: &impl MapCore, offset: usize, bytes: &[u8]) -> io::Result<
     // SAFETY: base and length are those of the mapping, and nothing keeps a pointer into it.
     unsafe { rustix::mm::munmap(base, length)? };
     Ok(())
+}
+
+/// Opens an iterator: the file gives what its program writes for each object.
+///
+/// # Errors
+/// What the kernel says.
+pub fn iter_create(link: BorrowedFd<'_>) -> io::Result<std::fs::File> {
+    // SAFETY: no pointer is passed.
+    let fd = unsafe { raw::bpf_iter_create(link.as_raw_fd()) };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel just gave us this descriptor, nobody else has it.
+    Ok(unsafe { std::fs::File::from_raw_fd(fd) })
 }
 
 /// Has the kernel send `signal` to this process when its parent dies.

@@ -14,6 +14,7 @@ use libbpf_rs::{Link, MapCore, MapHandle, Object};
 use rustix::fs::FlockOperation;
 
 use crate::error::{Error, Result};
+use crate::live::Meta;
 use crate::object;
 
 /// Where the kernel's BPF file system is.
@@ -75,7 +76,7 @@ impl Tree {
         Ok(Self(root))
     }
 
-    /// Removes what an interrupted command left: staged folders, and folders without a link.
+    /// Removes what an interrupted command left: staged folders, and folders that lack a link.
     /// Returns the policies that it concerned.
     pub fn sweep(&self) -> Vec<String> {
         let mut swept = Vec::new();
@@ -84,13 +85,22 @@ impl Tree {
         }
         for kind in children(Path::new(ROOT)).into_iter().filter(|k| is_kind(k)) {
             for folder in children(&kind) {
-                if children(&folder.join("links")).is_empty() {
+                if !is_whole(&folder) {
                     remove(&folder);
                     swept.push(name_of(&folder));
                 }
             }
         }
+        self.tidy();
         swept
+    }
+
+    /// Removes folders that hold nothing.
+    pub fn tidy(&self) {
+        for folder in children(Path::new(ROOT)) {
+            // Fails, as it should, for those that hold something.
+            let _ = fs::remove_dir(folder);
+        }
     }
 
     /// Pins a policy: everything but its last link, then the rename, then that link.
@@ -192,6 +202,13 @@ fn remove(folder: &Path) {
     {
         tracing::warn!("can't remove {}: {e}", folder.display());
     }
+}
+
+/// Whether every link that the policy's record names is pinned.
+fn is_whole(folder: &Path) -> bool {
+    let meta =
+        MapHandle::from_pinned_path(folder.join("meta")).ok().and_then(|m| Meta::from_map(&m));
+    meta.is_some_and(|m| m.links.keys().all(|name| folder.join("links").join(name).exists()))
 }
 
 fn is_kind(folder: &Path) -> bool {

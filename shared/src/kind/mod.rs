@@ -114,6 +114,14 @@ pub trait Kind: Sync {
         Ok(())
     }
 
+    /// Waits until the kernel has finished taking a policy off, after its links are gone.
+    fn settle(&self, _live: &Live) {}
+
+    /// Whether the policy was switched on; one that was not is the rest of an interrupted attach.
+    fn is_on(&self, _live: &Live) -> bool {
+        true
+    }
+
     /// What does not agree with what was asked for, mended where that is possible: pairs of
     /// policy and what was found. `live` holds the attached policies of this kind.
     fn drift(&self, _live: &[&Live]) -> Vec<(String, String)> {

@@ -13,10 +13,13 @@ use crate::cc_default::{self, Undo};
 use crate::error::{Error, Result};
 use crate::kernel::{Fact, Kernel};
 use crate::live::Live;
+use crate::netns;
 use crate::object::{self, Opened};
-use crate::{netns, sockets};
+use crate::sockets::{self, Iterators, Move};
 
 const OPS: &str = "tcp_congestion_ops";
+/// `TCP_CONG_NEEDS_ECN` of net/tcp.h.
+const TCP_CONG_NEEDS_ECN: u8 = 2;
 
 /// The kind.
 pub struct TcpCc;
@@ -76,6 +79,7 @@ impl Kind for TcpCc {
             map: String::new(),
             default: options.default,
             migrate: options.migrate,
+            needs_ecn: false,
         }))
     }
 
@@ -100,6 +104,12 @@ impl Kind for TcpCc {
         sockets::evacuate(&name)?;
         if let Some(undo) = undo {
             undo.remove();
+        }
+        let others = crate::live::all()?
+            .iter()
+            .any(|l| l.id != live.id && l.meta.manifest.policy.kind == self.name());
+        if !others {
+            sockets::forget_marks();
         }
         Ok(())
     }
@@ -141,6 +151,7 @@ struct Algorithm {
     map: String,
     default: bool,
     migrate: bool,
+    needs_ecn: bool,
 }
 
 impl Session for Algorithm {
@@ -149,6 +160,9 @@ impl Session for Algorithm {
         if !opened.set_struct_ops_text(&self.map, "name", &self.name) {
             return Err(Error::config(format!("`{}` has no member `name`", self.map)).into());
         }
+        opened.set_struct_ops(&self.map, "flags", |flags| {
+            self.needs_ecn = flags.first().is_some_and(|f| f & TCP_CONG_NEEDS_ECN != 0);
+        });
         Ok(())
     }
 
@@ -177,7 +191,15 @@ impl Session for Algorithm {
         let undo = Undo::create(&self.name)?;
         let old = cc_default::take_over(&self.name, &undo)?;
         if self.migrate {
-            sockets::migrate(&old, &self.name)?;
+            let what = Move {
+                from: &old,
+                to: &self.name,
+                needs_ecn: self.needs_ecn,
+                include_chosen: false,
+            };
+            let report = Iterators::load()?.migrate(&what)?;
+            let left = report.left.len();
+            crate::out::eprintln(&format!("moved {} sockets, left {left}", report.moved));
         }
         Ok(())
     }

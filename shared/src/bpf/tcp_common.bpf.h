@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What the host's TCP programs have in common. Each of their objects has its own maps. */
+#ifndef __POLITY_TCP_COMMON_BPF_H
+#define __POLITY_TCP_COMMON_BPF_H
+
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <polity/policy.bpf.h>
+#include <polity/tcp.bpf.h>
+#include "tcp_iter.h"
+
+#define AF_INET		2
+#define AF_INET6	10
+#define EPERM		1
+#define ENOMEM		12
+
+struct polity_tcp_conf conf;
+
+/*
+ * The host pins this map, so that marks outlive the process. Children of a listener that
+ * we moved inherit the mark with the algorithm.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct polity_tcp_mark);
+} moved SEC(".maps");
+
+/* Kernel and libbpf pad names with zeros. */
+static __always_inline bool same_name(const char *a, const char *b)
+{
+	const u64 *x = (const u64 *)a, *y = (const u64 *)b;
+
+	return x[0] == y[0] && x[1] == y[1];
+}
+
+static __always_inline void copy_name(char *to, const char *from)
+{
+	__builtin_memcpy(to, from, POLITY_CA_NAME);
+}
+
+static __always_inline void read_algorithm(const struct tcp_sock *tp, char *name)
+{
+	const struct tcp_congestion_ops *ops = tp->inet_conn.icsk_ca_ops;
+
+	bpf_probe_read_kernel(name, POLITY_CA_NAME, ops->name);
+}
+
+/* setsockopt(TCP_CONGESTION) by the application, not by us. */
+static __always_inline bool was_chosen(struct tcp_sock *tp)
+{
+	struct polity_tcp_mark *mark;
+
+	if (!BPF_CORE_READ_BITFIELD(&tp->inet_conn, icsk_ca_setsockopt))
+		return false;
+	mark = bpf_sk_storage_get(&moved, tp, 0, 0);
+	return !mark || mark->ops != (u64)tp->inet_conn.icsk_ca_ops;
+}
+
+static __always_inline bool in_cgroup(const struct sock *sk, const struct polity_tcp_scope *scope)
+{
+	struct cgroup *cgrp = sk->sk_cgrp_data.cgroup;
+	u32 level = scope->cgroup_level;
+
+	if (!cgrp || cgrp->level < level)
+		return false;
+	return BPF_CORE_READ(cgrp, ancestors[level], kn, id) == scope->cgroup;
+}
+
+static __always_inline bool in_prefix(const struct sock_common *skc,
+				      const struct polity_tcp_scope *scope)
+{
+	u32 addr[4] = {}, want[4], bits = scope->prefix_len;
+
+	if (skc->skc_family == AF_INET6 && scope->family == AF_INET6)
+		BPF_CORE_READ_INTO(&addr, skc, skc_v6_daddr.in6_u.u6_addr32);
+	else if (skc->skc_family == AF_INET && scope->family == AF_INET)
+		addr[0] = skc->skc_daddr;
+	else
+		return false;
+	__builtin_memcpy(want, scope->prefix, sizeof(want));
+	for (int i = 0; i < 4; i++) {
+		u32 n = min(bits, 32U);
+		u32 mask = n ? bpf_htonl(~0U << (32 - n)) : 0;
+
+		if ((addr[i] ^ want[i]) & mask)
+			return false;
+		bits -= n;
+	}
+	return true;
+}
+
+/* Listeners have no peer: a prefix or a percentage of connections says nothing of them. */
+static __always_inline bool in_scope(struct tcp_sock *tp, u64 cookie)
+{
+	const struct polity_tcp_scope *scope = &conf.scope;
+	const struct sock *sk = (const struct sock *)tp;
+	const struct sock_common *skc = &sk->__sk_common;
+	bool listener = skc->skc_state == TCP_LISTEN;
+
+	if (scope->port && scope->port != skc->skc_num &&
+	    scope->port != bpf_ntohs(skc->skc_dport))
+		return false;
+	if (scope->cgroup && !in_cgroup(sk, scope))
+		return false;
+	if (scope->family && (listener || !in_prefix(skc, scope)))
+		return false;
+	/* Cookies count up; a multiplicative hash spreads them. */
+	if (scope->percent && scope->percent < 100 &&
+	    (listener || ((u32)cookie * 2654435761U >> 16) % 100 >= scope->percent))
+		return false;
+	return true;
+}
+
+#endif

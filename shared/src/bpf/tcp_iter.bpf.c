@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Walks the TCP sockets of one network namespace, that of the process which opens the
+ * iterator: moves them from one congestion control to another, lists them, counts them.
+ *
+ * The kernel holds the socket's lock while a program here sees it. When the buffer for
+ * records overflows, it drops what the program wrote for that socket and shows it the same
+ * socket again at the next read(): programs must be able to run twice.
+ */
+#include "tcp_common.bpf.h"
+
+char _license[] SEC("license") = "GPL";
+
+/* Types that are only ever on the stack are not in BTF; the host reads these records by it. */
+struct polity_tcp_moved *polity_moved_record;
+struct polity_tcp_socket *polity_socket_record;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 256);
+	__type(key, char[POLITY_CA_NAME]);
+	__type(value, struct polity_tcp_count);
+} counts SEC(".maps");
+
+static __always_inline void fill_id(struct bpf_iter__tcp *ctx, struct tcp_sock *tp,
+				    struct polity_tcp_id *id)
+{
+	const struct sock_common *skc = &((struct sock *)tp)->__sk_common;
+	struct net *net = skc->skc_net.net;
+
+	id->cookie = bpf_get_socket_cookie(tp);
+	id->netns_cookie = net->net_cookie;
+	id->netns_ino = net->ns.inum;
+	id->uid = ctx->uid;
+	id->family = skc->skc_family;
+	id->state = skc->skc_state;
+	id->local_port = skc->skc_num;
+	id->remote_port = bpf_ntohs(skc->skc_dport);
+	if (skc->skc_family == AF_INET6) {
+		BPF_CORE_READ_INTO(&id->local, skc, skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&id->remote, skc, skc_v6_daddr);
+	} else {
+		__builtin_memcpy(id->local, (void *)&skc->skc_rcv_saddr, 4);
+		__builtin_memcpy(id->remote, (void *)&skc->skc_daddr, 4);
+	}
+}
+
+/* Sets the algorithm that rec->to names and marks the socket as moved by us. */
+static __always_inline void set_algorithm(struct tcp_sock *tp, struct polity_tcp_moved *rec)
+{
+	u64 before_ops = (u64)tp->inet_conn.icsk_ca_ops;
+	struct polity_tcp_mark *mark;
+	u64 old_ops;
+	long err;
+
+	/* Mark first: a socket that can't be marked would count as chosen ever after. */
+	mark = bpf_sk_storage_get(&moved, tp, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!mark) {
+		rec->result = POLITY_TCP_FAILED;
+		rec->error = -ENOMEM;
+		return;
+	}
+	old_ops = mark->ops;
+	err = bpf_setsockopt(tp, SOL_TCP, TCP_CONGESTION, rec->to, POLITY_CA_NAME);
+	if (err) {
+		if (!old_ops)
+			bpf_sk_storage_delete(&moved, tp);
+		rec->result = POLITY_TCP_FAILED;
+		rec->error = err;
+		return;
+	}
+	mark->ops = (u64)tp->inet_conn.icsk_ca_ops;
+	mark->epoch = conf.epoch;
+	rec->result = mark->ops == before_ops ? POLITY_TCP_ALREADY : POLITY_TCP_MOVED;
+}
+
+static __always_inline void move_socket(struct tcp_sock *tp, struct polity_tcp_moved *rec)
+{
+	const struct inet_connection_sock *icsk = &tp->inet_conn;
+	bool listener = rec->id.state == TCP_LISTEN;
+	struct polity_tcp_mark *mark;
+
+	copy_name(rec->to, conf.to);
+	mark = bpf_sk_storage_get(&moved, tp, 0, 0);
+	if (mark && mark->epoch == conf.epoch) {
+		/* A second look in the same pass, with one name for old and new. */
+		rec->result = POLITY_TCP_MOVED;
+		return;
+	}
+	rec->result = POLITY_TCP_PINNED;
+	if (BPF_CORE_READ_BITFIELD(icsk, icsk_ca_dst_locked))
+		return;
+	rec->result = POLITY_TCP_CHOSEN;
+	if (!(conf.flags & POLITY_TCP_INCLUDE_CHOSEN) && was_chosen(tp))
+		return;
+	if (conf.flags & POLITY_TCP_NEEDS_ECN && !listener) {
+		/*
+		 * Before the handshake is over nobody knows, and init() would not run again
+		 * to find out. Without ECN the kernel would send ECT all the same.
+		 */
+		rec->result = POLITY_TCP_CONNECTING;
+		if (rec->id.state == TCP_SYN_SENT)
+			return;
+		rec->result = POLITY_TCP_NO_ECN;
+		if (!tcp_ecn_negotiated(tp)) {
+			if (!conf.no_ecn_to[0])
+				return;
+			copy_name(rec->to, conf.no_ecn_to);
+		}
+	}
+	rec->result = POLITY_TCP_MOVED;
+	if (!(conf.flags & POLITY_TCP_DRY_RUN))
+		set_algorithm(tp, rec);
+}
+
+SEC("iter/tcp")
+int polity_tcp_move(struct bpf_iter__tcp *ctx)
+{
+	struct polity_tcp_moved rec = {};
+	struct sock_common *skc = ctx->sk_common;
+	struct polity_tcp_mark *mark;
+	struct tcp_sock *tp;
+
+	/* Requests and TIME-WAIT have no congestion control. */
+	tp = skc ? bpf_skc_to_tcp_sock(skc) : NULL;
+	if (!tp)
+		return 0;
+	read_algorithm(tp, rec.from);
+	if (same_name(rec.from, conf.from)) {
+		fill_id(ctx, tp, &rec.id);
+		if (!in_scope(tp, rec.id.cookie))
+			return 0;
+		move_socket(tp, &rec);
+	} else {
+		/* Moved a moment ago and shown again, see above? */
+		mark = bpf_sk_storage_get(&moved, tp, 0, 0);
+		if (!mark || mark->epoch != conf.epoch)
+			return 0;
+		fill_id(ctx, tp, &rec.id);
+		copy_name(rec.to, rec.from);
+		copy_name(rec.from, conf.from);
+		rec.result = POLITY_TCP_MOVED;
+	}
+	bpf_seq_write(ctx->meta->seq, &rec, sizeof(rec));
+	return 0;
+}
+
+static __always_inline u8 ecn_mode(const struct tcp_sock *tp)
+{
+	if (tp->ecn_flags & TCP_ECN_MODE_ACCECN)
+		return 2;
+	return tp->ecn_flags & TCP_ECN_MODE_RFC3168 ? 1 : 0;
+}
+
+SEC("iter/tcp")
+int polity_tcp_list(struct bpf_iter__tcp *ctx)
+{
+	struct polity_tcp_socket rec = {};
+	struct sock_common *skc = ctx->sk_common;
+	const struct inet_connection_sock *icsk;
+	struct tcp_sock *tp;
+
+	tp = skc ? bpf_skc_to_tcp_sock(skc) : NULL;
+	if (!tp)
+		return 0;
+	read_algorithm(tp, rec.algorithm);
+	if (conf.from[0] && !same_name(rec.algorithm, conf.from))
+		return 0;
+	fill_id(ctx, tp, &rec.id);
+	icsk = &tp->inet_conn;
+	rec.cwnd = tp->snd_cwnd;
+	rec.ssthresh = tp->snd_ssthresh;
+	rec.srtt_us = tp->srtt_us >> 3;
+	rec.rttvar_us = tp->rttvar_us >> 2;
+	rec.min_rtt_us = tp->rtt_min.s[0].v;
+	rec.mss = tp->mss_cache;
+	rec.in_flight = tp->packets_out - tp->sacked_out - tp->lost_out + tp->retrans_out;
+	rec.delivered = tp->delivered;
+	rec.delivered_ce = tp->delivered_ce;
+	rec.lost = tp->lost;
+	rec.retrans = tp->total_retrans;
+	rec.ca_state = BPF_CORE_READ_BITFIELD(icsk, icsk_ca_state);
+	rec.ecn = ecn_mode(tp);
+	rec.chosen = was_chosen(tp);
+	rec.pinned = BPF_CORE_READ_BITFIELD(icsk, icsk_ca_dst_locked);
+	rec.bytes_acked = tp->bytes_acked;
+	rec.pacing_rate = ((struct sock *)tp)->sk_pacing_rate;
+	rec.ops = (u64)icsk->icsk_ca_ops;
+	bpf_probe_read_kernel(rec.ca_priv, sizeof(rec.ca_priv), icsk->icsk_ca_priv);
+	bpf_seq_write(ctx->meta->seq, &rec, sizeof(rec));
+	return 0;
+}
+
+SEC("iter/tcp")
+int polity_tcp_count(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct polity_tcp_count none = {}, *n;
+	char name[POLITY_CA_NAME] = {};
+	struct tcp_sock *tp;
+
+	tp = skc ? bpf_skc_to_tcp_sock(skc) : NULL;
+	if (!tp)
+		return 0;
+	read_algorithm(tp, name);
+	n = bpf_map_lookup_elem(&counts, name);
+	if (!n) {
+		bpf_map_update_elem(&counts, name, &none, BPF_NOEXIST);
+		n = bpf_map_lookup_elem(&counts, name);
+	}
+	if (!n)
+		return 0;
+	if (skc->skc_state == TCP_LISTEN)
+		n->listeners++;
+	else
+		n->sockets++;
+	return 0;
+}

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the host and its TCP programs tell each other. The host writes the global "conf" and
+ * reads records of one fixed size from an iterator; it finds the members of both by BTF.
+ */
+#ifndef __POLITY_TCP_ITER_H
+#define __POLITY_TCP_ITER_H
+
+#define POLITY_CA_NAME		16	/* TCP_CA_NAME_MAX */
+#define POLITY_CA_PRIV		104	/* ICSK_CA_PRIV_SIZE */
+
+enum polity_tcp_flags {
+	/* The algorithm "to" needs ECN: leave sockets that didn't negotiate it. */
+	POLITY_TCP_NEEDS_ECN = 1,
+	/* Move sockets whose application chose "from", too. */
+	POLITY_TCP_INCLUDE_CHOSEN = 2,
+	/* Say what would be done, do nothing. */
+	POLITY_TCP_DRY_RUN = 4,
+};
+
+/* Which sockets are meant; zero means any. */
+struct polity_tcp_scope {
+	u64 cgroup;		/* id of a cgroup v2 */
+	u32 cgroup_level;	/* its depth, 0 is the root */
+	u32 percent;		/* of the connections, by a hash of the socket's cookie */
+	u16 port;		/* either end */
+	u16 family;		/* of the prefix: AF_INET or AF_INET6 */
+	u32 prefix_len;
+	u8 prefix[16];		/* of the peer's address; IPv4 in the first four bytes */
+};
+
+struct polity_tcp_conf {
+	char from[POLITY_CA_NAME];	/* empty, for listing: every algorithm */
+	char to[POLITY_CA_NAME];
+	char no_ecn_to[POLITY_CA_NAME];	/* empty: leave sockets without ECN */
+	u64 epoch;			/* differs from pass to pass */
+	u32 flags;			/* enum polity_tcp_flags */
+	u32 pad;
+	struct polity_tcp_scope scope;
+};
+
+/* What became of a socket that runs "from". */
+enum polity_tcp_result {
+	POLITY_TCP_MOVED,
+	POLITY_TCP_ALREADY,	/* "from" and "to" have one name: it runs the newest already */
+	POLITY_TCP_PINNED,	/* by a route with "congctl lock" */
+	POLITY_TCP_CHOSEN,	/* by its application */
+	POLITY_TCP_NO_ECN,
+	POLITY_TCP_CONNECTING,	/* can't tell yet whether it gets ECN: try again */
+	POLITY_TCP_FAILED,	/* see error */
+};
+
+/* Identity of a socket, first in both records. Ports in host order. */
+struct polity_tcp_id {
+	u64 cookie;
+	u64 netns_cookie;
+	u32 netns_ino;
+	u32 uid;
+	u16 family;
+	u16 local_port;
+	u16 remote_port;
+	u8 state;		/* TCP_ESTABLISHED ... */
+	u8 pad;
+	u8 local[16];
+	u8 remote[16];
+};
+
+/* Written by polity_tcp_move: one for each socket that runs "from". */
+struct polity_tcp_moved {
+	struct polity_tcp_id id;
+	char from[POLITY_CA_NAME];
+	char to[POLITY_CA_NAME];
+	enum polity_tcp_result result;
+	s32 error;		/* errno of a failure, negative */
+};
+
+/* Written by polity_tcp_list: one for each socket that runs "from", or each of them. */
+struct polity_tcp_socket {
+	struct polity_tcp_id id;
+	char algorithm[POLITY_CA_NAME];
+	u32 cwnd;
+	u32 ssthresh;
+	u32 srtt_us;
+	u32 rttvar_us;
+	u32 min_rtt_us;
+	u32 mss;
+	u32 in_flight;
+	u32 delivered;
+	u32 delivered_ce;
+	u32 lost;
+	u32 retrans;
+	u8 ca_state;		/* TCP_CA_Open ... */
+	u8 ecn;			/* 0 no, 1 RFC 3168, 2 AccECN */
+	u8 chosen;		/* by its application */
+	u8 pinned;		/* by its route */
+	u64 bytes_acked;
+	u64 pacing_rate;	/* bytes per second */
+	u64 ops;		/* tells two versions of one name apart */
+	u8 ca_priv[POLITY_CA_PRIV];
+};
+
+/* Value of the map "counts", by algorithm. */
+struct polity_tcp_count {
+	u64 sockets;
+	u64 listeners;
+};
+
+/* On a socket that we moved: it doesn't count as chosen while it runs these ops. */
+struct polity_tcp_mark {
+	u64 ops;
+	u64 epoch;
+};
+
+#endif
