@@ -73,7 +73,7 @@ pub struct Run {
     #[arg(long, value_name = "S", default_value_t = 300)]
     pub timeout: u64,
     /// Load a kernel module, with those it depends on
-    #[arg(long = "module", value_name = "M")]
+    #[arg(long = "module", value_name = "M", value_delimiter = ',')]
     pub modules: Vec<String>,
     /// Put a file or directory of the host into the guest, with the shared libraries it needs [default GUEST: the same path]
     #[arg(long = "file", value_name = "HOST[:GUEST]")]

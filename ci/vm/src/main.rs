@@ -1,4 +1,11 @@
 //! Boots a kernel in QEMU and runs one command in it.
+//!
+//! On the host: [`cli`] says what is wanted; [`fetch`] finds the kernel of a [`series`], through [`apt`] if it is not in
+//! the [`cache`]; [`pack`] makes an initramfs ([`image`]) of the command, what it needs ([`elf`]), modules
+//! ([`kernel`]) and a [`userland`]; [`qemu`] starts it; [`watch`] relays its streams and decides how it ended;
+//! [`splat`] reads its log; [`run`] puts these together.
+//!
+//! In the guest the same program is PID 1: [`guest`]. [`job`] is what the two say to each other.
 
 mod accel;
 mod apt;
@@ -31,16 +38,19 @@ use fetch::{Mirror, Store, Vanished};
 use kernel::Kernel;
 use qemu::Accel;
 
+/// Exit status when the harness itself failed.
+const HARNESS: u8 = 125;
 /// Exit status when the mirror has no kernel of the series any more.
 const SKIP: u8 = 77;
 
 fn main() -> ExitCode {
-    if std::process::id() == 1 {
+    // PID 1 of a container is no guest.
+    if std::process::id() == 1 && Path::new(job::PATH).exists() {
         guest::main();
     }
     let cli = Cli::try_parse().unwrap_or_else(|error| {
         let _ = error.print();
-        std::process::exit(if error.use_stderr() { run::HARNESS.into() } else { 0 });
+        std::process::exit(if error.use_stderr() { HARNESS.into() } else { 0 });
     });
     let done = match &cli.task {
         Some(Task::Fetch { refresh, series }) => fetch(*refresh, series),
@@ -59,7 +69,7 @@ fn main() -> ExitCode {
 }
 
 fn failure(error: &anyhow::Error) -> u8 {
-    if error.is::<Vanished>() { SKIP } else { run::HARNESS }
+    if error.is::<Vanished>() { SKIP } else { HARNESS }
 }
 
 fn run_command(options: &Run) -> Result<u8> {

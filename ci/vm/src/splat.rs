@@ -6,7 +6,6 @@ const DENY: &[&str] = &[
     "BUG: ",
     "kernel BUG at ",
     "Oops: ",
-    "general protection fault",
     "Kernel panic - not syncing",
     "INFO: rcu",
     "INFO: task ",
@@ -69,6 +68,7 @@ mod tests {
     fn a_healthy_log_passes() {
         let log = "[    0.000000] Linux version 7.3.4\n\
                    [    0.100000] ACPI: [Firmware Bug]: BIOS _OSI(Linux) query ignored\n\
+                   [    4.000000] traps: a.out[12] general protection fault ip:401106 sp:7ffd error:0\n\
                    [    5.000000] sched_ext: BPF scheduler \"fifo\" disabled (unregistered from user space)\n";
         assert_eq!(first(log, &[]), None);
         assert!(Splats::find(log).excerpt().ends_with("(unregistered from user space)"));

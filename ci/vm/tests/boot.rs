@@ -167,7 +167,7 @@ fn what_cannot_be_run_is_the_harness_failing() {
         (["--tool", "no-such", "--", "true"], "not found on the host's PATH"),
         (["--kernel", "2.4", "--", "true"], "no series 2.4, only 6.12"),
         (["--smp", "many", "--", "true"], "QEMU failed"),
-        (["--mem", "1G", "--", "/no/such/command"], "cannot run /no/such/command"),
+        (["--mem", "1G", "--", "/no/such/command"], "no program /no/such/command"),
         (["--mem", "1G", "--nonsense", "true"], "--nonsense"),
     ] {
         let output = vm(options).output().unwrap();
