@@ -36,7 +36,6 @@ POLITY_EVENTS(struct deny_event, 1 << 20);
 #define FMODE_READ	0x1
 #define FMODE_WRITE	0x2
 #define FMODE_EXEC	0x20
-#define O_TMPFILE_BIT	020000000
 
 #define ATTR_MODE	(1 << 0)
 #define ATTR_UID	(1 << 1)
@@ -80,19 +79,17 @@ int BPF_PROG(on_file_open, struct file *file, int ret)
 	if (ret)
 		return ret;
 	ops = file->f_flags & FMODE_EXEC ? OP(exec) : open_ops(file);
-	if (file->f_flags & O_TMPFILE_BIT)
-		ops |= OP(create);
 	/* A block device node reaches past the file system that is on it. */
 	if ((file->f_inode->i_mode & S_IFMT) == S_IFBLK)
 		ops |= OP(DENY_DISK);
-	return check(file->f_path.dentry, file->f_inode, ops);
+	return check_file(file, ops);
 }
 
 /* A descriptor that arrives over a socket or by pidfd_getfd(2). */
 SEC("lsm/file_receive")
 int BPF_PROG(on_file_receive, struct file *file, int ret)
 {
-	return ret ?: check(file->f_path.dentry, file->f_inode, open_ops(file));
+	return ret ?: check_file(file, open_ops(file));
 }
 
 /* ld.so run by hand gets no further than this with its payload. */
@@ -112,7 +109,7 @@ int BPF_PROG(on_mmap_file, struct file *file, unsigned long reqprot, unsigned lo
 		ops |= OP(write);
 	if (prot & PROT_EXEC)
 		ops |= OP(exec) | OP(mmap_exec);
-	return check(file->f_path.dentry, file->f_inode, ops);
+	return check_file(file, ops);
 }
 
 SEC("lsm/file_mprotect")
@@ -129,7 +126,7 @@ int BPF_PROG(on_file_mprotect, struct vm_area_struct *vma, unsigned long reqprot
 		ops |= OP(exec) | OP(mmap_exec);
 	if (prot & PROT_WRITE && !(had & VM_WRITE) && had & VM_SHARED)
 		ops |= OP(write);
-	return ops ? check(file->f_path.dentry, file->f_inode, ops) : 0;
+	return check_file(file, ops);
 }
 
 /* Names */
@@ -268,13 +265,13 @@ int BPF_PROG(on_inode_getattr, const struct path *path, int ret)
 SEC("lsm/file_ioctl")
 int BPF_PROG(on_file_ioctl, struct file *file, unsigned int cmd, unsigned long arg, int ret)
 {
-	return ret ?: check(file->f_path.dentry, file->f_inode, OP(ioctl));
+	return ret ?: check_file(file, OP(ioctl));
 }
 
 SEC("lsm/file_ioctl_compat")
 int BPF_PROG(on_file_ioctl_compat, struct file *file, unsigned int cmd, unsigned long arg, int ret)
 {
-	return ret ?: check(file->f_path.dentry, file->f_inode, OP(ioctl));
+	return ret ?: check_file(file, OP(ioctl));
 }
 
 /* Mounts: something over a protected directory would take its name. */

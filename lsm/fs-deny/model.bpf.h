@@ -87,6 +87,7 @@ struct deny_class {
 	u32 mode;
 	s32 err;			/* -EACCES */
 	u32 rule;			/* if the class has only one rule */
+	u32 first;			/* of its rules */
 };
 
 /* Which of the rules of a class a node stands for. */
@@ -105,11 +106,12 @@ struct deny_rule {
 /* What is small and read on every decision; one per generation. */
 struct deny_set {
 	u64 seed;			/* of the name hash, so that collisions can't be made */
-	u32 ops;			/* union over the classes */
-	u32 has_labels;
 	u64 zero;			/* which the verifier can't know: see walk.bpf.h */
+	u32 ops;			/* union over the classes */
+	u32 has_labels;			/* of file systems */
+	u32 subjects;			/* the dimensions that some rule limits, a bit each */
+	u32 pad;
 	struct deny_mask op[DENY_NR_OPS];
-	struct deny_mask enforce;
 	struct deny_mask need[DENY_NR_SUBJECTS];
 	struct deny_mask negated[DENY_NR_SUBJECTS];
 	u64 bloom[1 << (DENY_BLOOM_BITS - 6)];
@@ -139,15 +141,14 @@ struct deny_event {
 	u64 ktime;
 	enum deny_verdict event;
 	enum deny_op op;
+	char rule[DENY_RULE_NAME];
+	char path[2 * DENY_PATH];	/* within its file system */
+	char comm[16];
 	u32 pid;
 	u32 uid;
-	u32 dev;
-	u32 rule_index;
-	u64 ino;
 	u64 cgroup;
-	char comm[16];
-	char rule[DENY_RULE_NAME];
-	char path[2 * DENY_PATH];
+	u64 ino;
+	u32 dev;
 };
 
 struct deny_hits {

@@ -12,29 +12,125 @@
 #define S_IFDIR	0040000
 #define EPERM	1
 
+#define CGROUP_DEPTH	64
 #define EVENT_DEPTH	64	/* components of a path in an event */
 #define TRIE_DEPTH	4096	/* components of a path in a rule */
 
-/* The classes whose "subject" allows that they apply to the current task. */
-GLOBAL int deny_match_subject(u64 gen, struct deny_mask *applies)
+/* Leaves the classes in w->hit for which one dimension of the subject is as they want it. */
+static __always_inline void match(struct walk *w, struct deny_set *set, u32 dimension,
+				  const struct deny_mask *got)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct deny_mask got[DENY_NR_SUBJECTS] = {};
-	struct deny_set *set = set_of(gen);
+	for (int i = 0; i < DENY_WORDS; i++)
+		w->hit.w[i] &= ~set->need[dimension].w[i] |
+			       (got->w[i] ^ set->negated[dimension].w[i]);
+}
+
+static __always_inline bool is_limited(struct walk *w, struct deny_set *set, u32 dimension)
+{
+	u64 any = 0;
+
+	if (!(set->subjects >> dimension & 1))
+		return false;
+	for (int i = 0; i < DENY_WORDS; i++)
+		any |= w->hit.w[i] & set->need[dimension].w[i];
+	return any;
+}
+
+static __always_inline void match_users(struct walk *w, struct deny_set *set)
+{
 	/* Not ->cred: overlayfs and io_uring lend that. */
-	const struct cred *cred = task->real_cred;
+	const struct cred *cred = bpf_get_current_task_btf()->real_cred;
+	struct deny_mask got = {};
 
-	if (!applies || !set)
-		return 0;
-	deny_add_label(gen, &got[DENY_UID], DENY_UID, cred->euid.val);
-	deny_add_label(gen, &got[DENY_GID], DENY_GID, cred->egid.val);
-	for (int i = 0; i < DENY_WORDS; i++) {
-		u64 ok = ~0ULL;
-
-		for (int s = 0; s < DENY_NR_SUBJECTS; s++)
-			ok &= ~set->need[s].w[i] | (got[s].w[i] ^ set->negated[s].w[i]);
-		applies->w[i] &= ok;
+	if (is_limited(w, set, DENY_UID)) {
+		deny_add_label(w->gen, &got, DENY_UID, cred->euid.val);
+		match(w, set, DENY_UID, &got);
 	}
+	if (is_limited(w, set, DENY_GID)) {
+		__builtin_memset(&got, 0, sizeof(got));
+		deny_add_label(w->gen, &got, DENY_GID, cred->egid.val);
+		match(w, set, DENY_GID, &got);
+	}
+}
+
+static __always_inline void match_cgroup(struct walk *w, struct deny_set *set)
+{
+	struct deny_mask got = {};
+	u32 level;
+
+	if (!is_limited(w, set, DENY_CGROUP))
+		return;
+	bpf_for(level, 0, CGROUP_DEPTH) {
+		u64 id = bpf_get_current_ancestor_cgroup_id(level);
+
+		if (!id)
+			break;
+		deny_add_label(w->gen, &got, DENY_CGROUP, id);
+	}
+	match(w, set, DENY_CGROUP, &got);
+}
+
+/*
+ * Which classes it falls under, given what the rules say about the parent in w->st. Says whether
+ * the program of the task matters, too.
+ */
+GLOBAL int deny_match(struct walk *w)
+{
+	struct deny_set *set;
+	struct inode *inode;
+	u64 any = 0;
+	u32 op;
+
+	if (!w)
+		return 0;
+	set = set_of(w->gen);
+	if (!set)
+		return 0;
+	inode = as_inode(w->inode);
+	w->child = w->dentry;
+	deny_step(w, w->inode && in_bloom(set, inode));
+	if (w->ops & OP(DENY_DISK)) {
+		deny_add_label(w->gen, &w->st.mask, DENY_SUPER, inode->i_rdev);
+		deny_add_label(w->gen, &w->st.mask, DENY_DEVICE, inode->i_rdev);
+	}
+	__builtin_memset(&w->hit, 0, sizeof(w->hit));
+	bpf_for(op, 0, DENY_NR_OPS) {
+		if (op >= DENY_NR_OPS)
+			break;
+		if (!(w->ops >> op & 1))
+			continue;
+		for (int i = 0; i < DENY_WORDS; i++)
+			any |= w->hit.w[i] |= set->op[op].w[i] & w->st.mask.w[i];
+	}
+	if (!any || !set->subjects)
+		return 0;
+	match_users(w, set);
+	match_cgroup(w, set);
+	return is_limited(w, set, DENY_EXE);
+}
+
+/* The same for the program: x has the state of its directory, and itself as x->dentry. */
+GLOBAL int deny_match_exe(struct walk *w, struct walk *x)
+{
+	struct deny_effect *effect;
+	struct deny_mask got = {};
+	struct deny_node *node;
+	struct deny_set *set;
+
+	if (!w || !x)
+		return 0;
+	set = set_of(w->gen);
+	if (!set)
+		return 0;
+	if (x->dentry) {
+		x->child = x->dentry;
+		deny_step(x, in_bloom(set, as_inode(x->inode)));
+		node = rule_lookup(nodes, w->gen, &x->st.node);
+		effect = node ? rule_lookup(effects, w->gen, &node->exe) : NULL;
+		if (effect)
+			got = effect->set;
+	}
+	match(w, set, DENY_EXE, &got);
 	return 0;
 }
 
@@ -171,7 +267,7 @@ GLOBAL int deny_report(u64 gen, u32 index, u32 what, u64 dentry, u64 ino)
 	return 0;
 }
 
-static __always_inline u32 lowest_op(u32 ops)
+GLOBAL u32 deny_lowest_op(u32 ops)
 {
 	return polity_log2(ops & -ops);
 }
@@ -190,23 +286,23 @@ GLOBAL int deny_punish_class(struct walk *w, u32 id)
 	rule = class->rule;
 	if (rule == DENY_NO_RULE)
 		rule = deny_find_rule(w->gen, w->st.near, id);
+	if (rule == DENY_NO_RULE)
+		rule = class->first;
 	deny_report(w->gen, rule, (class->mode == DENY_ENFORCE ? denied : audited) << 8 |
-		    lowest_op(class->ops & w->ops), w->dentry, w->inode ? as_inode(w->inode)->i_ino : 0);
+		    deny_lowest_op(class->ops & w->ops), w->dentry, w->inode ? as_inode(w->inode)->i_ino : 0);
 	return class->mode == DENY_ENFORCE ? class->err : 0;
 }
 
 /* Every class that is hit is reported; the first that enforces gives the errno. */
-GLOBAL int deny_punish(struct walk *w, struct deny_mask *hit)
+static __always_inline int punish(struct walk *w, u64 zero)
 {
-	int ret = 0;
+	int ret = zero;
 	u32 i;
 
-	if (!w || !hit)
-		return 0;
 	bpf_for(i, 0, DENY_WORDS * 64) {
 		int err;
 
-		if (!(hit->w[i / 64 & (DENY_WORDS - 1)] >> (i & 63) & 1))
+		if (!(w->hit.w[i / 64 & (DENY_WORDS - 1)] >> (i & 63) & 1))
 			continue;
 		err = deny_punish_class(w, i);
 		if (!ret)
@@ -224,50 +320,30 @@ GLOBAL int deny_keep(struct walk *w)
 		return 0;
 	node = rule_lookup(nodes, w->gen, &w->st.node);
 	if (node)
-		deny_report(w->gen, node->pin_rule, denied << 8 | lowest_op(w->ops), w->dentry,
+		deny_report(w->gen, node->pin_rule, denied << 8 | deny_lowest_op(w->ops), w->dentry,
 			    w->inode ? as_inode(w->inode)->i_ino : 0);
 	return -EPERM;
 }
 
-/* The verdict, given what the rules say about the parent in w->st. */
 GLOBAL int deny_verdict(struct walk *w)
 {
-	struct deny_mask hit = {};
 	struct deny_set *set;
-	struct inode *inode;
 	u64 any = 0;
-	u32 op;
-	int ret;
+	int ret = 0;
 
 	if (!w)
 		return 0;
 	set = set_of(w->gen);
 	if (!set)
 		return 0;
-	inode = as_inode(w->inode);
-	w->child = w->dentry;
-	deny_step(w, w->inode && in_bloom(set, inode));
-	if (w->ops & OP(DENY_DISK)) {
-		deny_add_label(w->gen, &w->st.mask, DENY_SUPER, inode->i_rdev);
-		deny_add_label(w->gen, &w->st.mask, DENY_DEVICE, inode->i_rdev);
-	}
-	bpf_for(op, 0, DENY_NR_OPS) {
-		if (op >= DENY_NR_OPS)
-			break;
-		if (!(w->ops >> op & 1))
-			continue;
-		for (int i = 0; i < DENY_WORDS; i++)
-			any |= hit.w[i] |= set->op[op].w[i] & w->st.mask.w[i];
-	}
-	if (any) {
-		deny_match_subject(w->gen, &hit);
-		ret = deny_punish(w, &hit);
-		if (ret)
-			return ret;
-	}
-	if (w->inode && w->ops & w->st.flags & OP(DENY_PIN) && (inode->i_mode & S_IFMT) == S_IFDIR)
-		return deny_keep(w);
-	return 0;
+	for (int i = 0; i < DENY_WORDS; i++)
+		any |= w->hit.w[i];
+	if (any)
+		ret = punish(w, set->zero);
+	if (!ret && w->inode && w->ops & w->st.flags & OP(DENY_PIN) &&
+	    (as_inode(w->inode)->i_mode & S_IFMT) == S_IFDIR)
+		ret = deny_keep(w);
+	return ret;
 }
 
 /* Nothing but an errno may leave an LSM program, and the verifier wants to see that. */
@@ -281,21 +357,41 @@ static __always_inline int bounded(int ret)
 	return ret;
 }
 
-/* Decides in full. */
-static __noinline int judge(struct walk *w, struct deny_set *set, struct dentry *dentry)
+static __noinline void judge_exe(struct walk *w)
 {
-	struct dentry *parent = dentry->d_parent;
+	struct mm_struct *mm = bpf_get_current_task_btf()->mm;
+	struct walk x = { .gen = w->gen };
+	struct file *file;
 
-	w->at = (u64)dentry;
-	if (parent == dentry) {
-		deny_begin(w);
-	} else if (!dir_state(w, set, parent)) {
-		/* The safe side, where this file system holds anything that is protected. */
-		w->at = (u64)dentry;
-		deny_begin(w);
-		deny_add_label(w->gen, &w->st.mask, DENY_SUPER, dentry->d_sb->s_dev);
+	file = mm ? mm->exe_file : NULL;
+	if (file) {
+		x.dentry = (u64)file->f_path.dentry;
+		x.inode = (u64)file->f_inode;
+		parent_state(&x, NULL);
 	}
+	deny_match_exe(w, &x);
+}
+
+/* Decides in full. */
+static __noinline int judge(struct walk *w, struct inode *dir)
+{
+	parent_state(w, dir);
+	if (deny_match(w))
+		judge_exe(w);
 	return deny_verdict(w);
+}
+
+/* The rules in force, and their generation; NULL when there are none. */
+static __always_inline struct deny_set *in_force(u64 *gen)
+{
+	u32 zero = 0;
+	u64 *word;
+
+	word = bpf_map_lookup_elem(&control, &zero);
+	if (!word)
+		return NULL;
+	*gen = *(volatile u64 *)word;
+	return *gen ? set_of(*gen) : NULL;
 }
 
 /*
@@ -304,35 +400,62 @@ static __noinline int judge(struct walk *w, struct deny_set *set, struct dentry 
  */
 static __always_inline int check(struct dentry *dentry, struct inode *inode, u32 ops)
 {
-	struct walk w = {};
+	struct inode *dir_inode = dentry->d_parent->d_inode;
 	struct deny_dir *dir;
 	struct deny_set *set;
-	u32 zero = 0, seq;
-	u64 *control_word;
+	u64 gen, stamp;
+	u32 seq;
 
-	control_word = bpf_map_lookup_elem(&control, &zero);
-	if (!control_word)
-		return 0;
-	w.gen = *(volatile u64 *)control_word;
-	if (!w.gen)
-		return 0;
-	set = set_of(w.gen);
+	set = in_force(&gen);
 	if (!set)
 		return 0;
 	stat_inc(checks);
 	seq = rename_seq();
-	w.stamp = w.gen << 32 | seq;
-	dir = bpf_inode_storage_get(&dirs, dentry->d_parent->d_inode, NULL, 0);
+	stamp = gen << 32 | seq;
+	dir = bpf_inode_storage_get(&dirs, dir_inode, NULL, 0);
 	if (dir && !(ops & OP(DENY_DISK)) && !(seq & 1) &&
-	    *(volatile u64 *)&dir->stamp == w.stamp &&
+	    *(volatile u64 *)&dir->stamp == stamp &&
 	    !(*(volatile u32 *)&dir->ops & (ops | OP(DENY_NAMES))) &&
 	    !(inode && in_bloom(set, inode)) &&
-	    *(volatile u64 *)&dir->stamp == w.stamp && rename_seq() == seq)
+	    *(volatile u64 *)&dir->stamp == stamp && rename_seq() == seq)
 		return 0;
-	w.dentry = (u64)dentry;
-	w.inode = (u64)inode;
-	w.ops = ops;
-	return bounded(judge(&w, set, dentry));
+
+	struct walk w = { .gen = gen, .dentry = (u64)dentry, .inode = (u64)inode, .ops = ops };
+
+	return bounded(judge(&w, dir_inode));
+}
+
+/*
+ * The same for an open file. From 6.18 on f_path is in a union, so what comes from it is but a
+ * number to the verifier and has no storage. While a path is being opened the task's nameidata
+ * has the very same dentry; at other times the decision is a walk.
+ */
+static __always_inline int check_file(struct file *file, u32 ops)
+{
+	struct nameidata *nd = bpf_get_current_task_btf()->nameidata;
+	struct inode *inode = file->f_inode;
+	u64 gen;
+
+	if (!ops)
+		return 0;
+	if (nd) {
+		struct dentry *dentry = nd->path.dentry;
+
+		if (dentry == file->f_path.dentry)
+			return check(dentry, inode, ops);
+	}
+	if (!in_force(&gen))
+		return 0;
+	stat_inc(checks);
+
+	struct walk w = {
+		.gen = gen,
+		.dentry = (u64)file->f_path.dentry,
+		.inode = (u64)inode,
+		.ops = ops,
+	};
+
+	return bounded(judge(&w, NULL));
 }
 
 #endif /* __FS_DENY_VERDICT_H */

@@ -15,9 +15,12 @@
 
 #include "maps.bpf.h"
 
-#define WALK_CHUNK	48	/* levels between two cached directories on a deep path */
-#define WALK_CHUNKS	1024
+#define WALK_CHUNK	64	/* levels whose hits fit one word */
+#define WALK_DEPTH	65536
 #define WALK_TRIES	16
+
+/* What became of a walk. */
+enum { WALK_FAILED, WALK_HOLDS, WALK_STANDS };	/* undecided; right now; until the next rename */
 
 #define GLOBAL		__weak __noinline
 
@@ -29,14 +32,15 @@ struct walk {
 	u64 gen;
 	u64 dentry;		/* what the hook asks about */
 	u64 inode;		/* its inode, 0 for a name that is to be made */
-	u64 at;			/* the directory that the function called is about */
-	u64 child;		/* the dentry below it that deny_step() comes to */
+	u64 dir;		/* the directory whose state is wanted */
+	u64 child;		/* the dentry that deny_step() comes to */
 	u64 stamp;		/* what a cached directory must carry; 0: use none */
-	u64 hits;		/* levels whose inode may be an anchor */
+	u64 hits;		/* levels above dir whose inode may be an anchor */
 	u64 print;		/* of the chain walked: every dentry and its own sequence */
-	u32 level;		/* how far below the point where the climb stopped */
+	u32 depth;		/* levels of it */
 	u32 ops;		/* one bit for each right that is asked for */
 	struct deny_state st;
+	struct deny_mask hit;	/* classes that it falls under, of those asked about */
 };
 
 static __always_inline struct dentry *as_dentry(u64 address)
@@ -60,6 +64,9 @@ static __always_inline u64 load_u64(u64 address)
 
 	return t->tv_sec;
 }
+
+/* A pointer as a number, which it is not to every kernel's verifier when loaded as what it is. */
+#define load_pointer(field)	load_u64((u64)&(field))
 
 static __always_inline u32 rename_seq(void)
 {
@@ -150,7 +157,7 @@ GLOBAL int deny_add_label(u64 gen, struct deny_mask *mask, u64 kind, u64 value)
 	return 0;
 }
 
-/* The state above the root of a file system, or of a tree that hangs nowhere. */
+/* The state above w->child, the root of a file system or of a tree that hangs nowhere. */
 GLOBAL int deny_begin(struct walk *w)
 {
 	struct super_block *sb;
@@ -163,10 +170,10 @@ GLOBAL int deny_begin(struct walk *w)
 	set = set_of(w->gen);
 	if (!set || !set->has_labels)
 		return 0;
-	sb = as_dentry(w->at)->d_sb;
-	hash = deny_hash_text(set->seed, (u64)sb->s_type->name);
+	sb = as_dentry(w->child)->d_sb;
+	hash = deny_hash_text(set->seed, load_pointer(sb->s_type->name));
 	deny_add_label(w->gen, &w->st.mask, DENY_FSTYPE, hash);
-	subtype = (u64)sb->s_subtype;
+	subtype = load_pointer(sb->s_subtype);
 	if (subtype)
 		deny_add_label(w->gen, &w->st.mask, DENY_FSTYPE, deny_hash_text(hash, subtype));
 	deny_add_label(w->gen, &w->st.mask, DENY_DEVICE, sb->s_dev);
@@ -174,7 +181,7 @@ GLOBAL int deny_begin(struct walk *w)
 	 * Opened by file handle, with no name in the cache: it may lie under any rule of this
 	 * file system, and nobody can tell. The safe side is that it does.
 	 */
-	if (w->at != (u64)sb->s_root)
+	if (w->child != (u64)sb->s_root)
 		deny_add_label(w->gen, &w->st.mask, DENY_SUPER, sb->s_dev);
 	return 0;
 }
@@ -217,7 +224,7 @@ static __always_inline u32 find_name(u64 gen, u64 seed, struct dentry *d, u32 pa
 	struct deny_name key = { .parent = parent, .len = d->d_name.len };
 	u32 *id;
 
-	key.hash = deny_hash_name(seed, (u64)d->d_name.name, key.len);
+	key.hash = deny_hash_name(seed, load_pointer(d->d_name.name), key.len);
 	id = rule_lookup(names, gen, &key);
 	return id ? *id : 0;
 }
@@ -258,60 +265,165 @@ static __always_inline struct dentry *ancestor(u64 address, u32 levels)
 	return d;
 }
 
-/*
- * Comes down to w->at from where climb() stopped, through those levels only where a rule may be.
- */
-GLOBAL int deny_descend(struct walk *w)
+/* The name's address stands for the dentry's: the verifier won't have arithmetic with pointers. */
+static __always_inline u64 chain_print(u64 print, struct dentry *d)
 {
-	u32 level, i;
+	return hash_word(print, load_pointer(d->d_name.name) ^ (u64)d->d_seq.seqcount.sequence << 48);
+}
+
+/* Goes up from w->dir to the root, which it leaves in w->child. */
+GLOBAL int deny_climb(struct walk *w)
+{
+	u64 hits, print, bit;
+	struct deny_set *set;
+	struct dentry *d;
+	u32 i;
+
+	if (!w)
+		return 0;
+	set = set_of(w->gen);
+	if (!set)
+		return 0;
+	d = as_dentry(w->dir);
+	hits = print = set->zero;
+	bit = set->zero + 1;
+	bpf_for(i, 0, WALK_DEPTH) {
+		struct dentry *parent = d->d_parent;
+
+		if (in_bloom(set, d->d_inode))
+			hits |= bit;
+		bit <<= 1;
+		print = chain_print(print, d);
+		if (parent == d) {
+			w->child = (u64)d;
+			w->depth = i + 1;
+			w->hits = hits;
+			w->print = print;
+			return 1;
+		}
+		d = parent;
+	}
+	return 0;
+}
+
+/* The hits of one chunk of levels on a deep path. */
+GLOBAL int deny_collect(struct walk *w, u32 skip)
+{
+	struct deny_set *set;
+	struct dentry *d;
+	u64 hits, bit;
+	u32 i;
+
+	if (!w)
+		return 0;
+	set = set_of(w->gen);
+	if (!set)
+		return 0;
+	hits = set->zero;
+	bit = set->zero + 1;
+	d = ancestor(w->dir, skip);
+	bpf_for(i, 0, WALK_CHUNK) {
+		if (in_bloom(set, d->d_inode))
+			hits |= bit;
+		bit <<= 1;
+		d = d->d_parent;
+	}
+	w->hits = hits;
+	return 0;
+}
+
+/* Comes down from "levels" above the directory that is "skip" above w->dir, which it includes. */
+GLOBAL int deny_descend(struct walk *w, u32 levels, u32 skip)
+{
+	u32 level = levels, i;
+	struct deny_set *set;
 	u64 hits;
 
 	if (!w)
 		return 0;
-	level = w->level;
+	set = set_of(w->gen);
+	if (!set)
+		return 0;
 	hits = w->hits;
-	bpf_for(i, 0, WALK_CHUNK + 1) {
-		hits &= (1ULL << (level & 63)) - 1;
+	/* Through those levels only where a rule may be. */
+	bpf_for(i, 0, WALK_CHUNK) {
+		if (level < WALK_CHUNK)
+			hits &= (1ULL << (level & 63)) - 1;
 		if (level && w->st.flags & OP(DENY_NAMES)) {
 			level--;
 		} else {
 			if (!hits)
 				break;
-			level = polity_log2(hits);
+			level = polity_log2(hits) + set->zero;
 		}
-		w->child = (u64)ancestor(w->at, level);
-		deny_step(w, hits >> level & 1);
+		w->child = (u64)ancestor(w->dir, skip + level);
+		deny_step(w, hits >> (level & 63) & 1);
 	}
 	if (level)
 		w->st.flags = w->st.node = 0;
 	return 0;
 }
 
-/* The name's address stands for the dentry's: the verifier won't have arithmetic with pointers. */
-static __always_inline u64 chain_print(u64 print, struct dentry *d)
+/* The state of w->dir, into w->st. */
+GLOBAL int deny_walk(struct walk *w)
 {
-	return hash_word(print, (u64)d->d_name.name ^ (u64)d->d_seq.seqcount.sequence << 48);
-}
-
-/* Is the chain above w->at still the one that was walked, dentry by dentry? */
-GLOBAL int deny_same_chain(struct walk *w)
-{
-	struct dentry *d;
-	u64 now = 0;
-	u32 i;
+	u32 i, tries, skip, seq;
+	u64 print;
 
 	if (!w)
-		return 0;
-	d = as_dentry(w->at);
-	bpf_for(i, 0, WALK_CHUNK) {
-		struct dentry *parent = d->d_parent;
-
-		now = chain_print(now, d);
-		if (parent == d)
-			return now == w->print;
-		d = parent;
+		return WALK_FAILED;
+	bpf_for(tries, 0, WALK_TRIES) {
+		seq = rename_seq();
+		if (!deny_climb(w))
+			return WALK_FAILED;
+		deny_begin(w);
+		print = w->print;
+		skip = (w->depth - 1) / WALK_CHUNK * WALK_CHUNK;
+		bpf_for(i, 0, WALK_DEPTH / WALK_CHUNK) {
+			if (w->depth > WALK_CHUNK)
+				deny_collect(w, skip);
+			deny_descend(w, w->depth - skip > WALK_CHUNK ? WALK_CHUNK : w->depth - skip,
+				     skip);
+			if (!skip)
+				break;
+			skip -= WALK_CHUNK;
+		}
+		if (!(seq & 1) && rename_seq() == seq) {
+			w->stamp = w->gen << 32 | seq;
+			return WALK_STANDS;
+		}
+		/* A rename somewhere: was it in our chain? */
+		if (deny_climb(w) && w->print == print)
+			return WALK_HOLDS;
+		stat_inc(retries);
 	}
-	return 0;
+	return WALK_FAILED;
+}
+
+/*
+ * The same for w->dentry's parent. Where there is none, as with the root of a file system or an
+ * object opened by file handle, it is what holds for the file system.
+ */
+GLOBAL int deny_parent(struct walk *w)
+{
+	struct dentry *d;
+	int how;
+
+	if (!w)
+		return WALK_FAILED;
+	d = as_dentry(w->dentry);
+	w->dir = (u64)d->d_parent;
+	if (w->dir != w->dentry) {
+		how = deny_walk(w);
+		if (how != WALK_FAILED)
+			return how;
+	}
+	w->child = w->dentry;
+	deny_begin(w);
+	/* Undecided: the safe side, where this file system holds anything that is protected. */
+	if (w->dir != w->dentry)
+		deny_add_label(w->gen, &w->st.mask, DENY_SUPER, d->d_sb->s_dev);
+	return WALK_FAILED;
 }
 
 /* The operations that some class in the mask is about, and whether names go on from here. */
@@ -372,77 +484,24 @@ static __always_inline void remember(struct inode *inode, struct walk *w)
 }
 
 /*
- * Walks up from dir to the root, or to a directory whose state is cached. On a deep path it
- * stops short, and the result is the first directory within WALK_CHUNK levels of where it stopped.
+ * The state of the directory that w->dentry is in, into w->st. dir is its inode where the hook
+ * let us have it as more than a number, or NULL: only then is there a place for the cache.
  */
-static __noinline struct dentry *climb(struct walk *w, struct deny_set *set, struct dentry *dir)
+static __always_inline void parent_state(struct walk *w, struct inode *dir)
 {
-	struct dentry *d = dir, *target = dir;
-	u32 i;
+	struct deny_dir *cached = NULL;
+	u32 seq = rename_seq();
+	int how;
 
-	w->print = 0;
-	w->level = set->zero;
-	w->hits = set->zero;
-	bpf_for(i, 0, WALK_CHUNK * WALK_CHUNKS) {
-		struct dentry *parent = d->d_parent;
-		struct inode *inode = d->d_inode;
-
-		if (w->level == WALK_CHUNK) {
-			struct deny_dir *cached = bpf_inode_storage_get(&dirs, inode, NULL, 0);
-
-			if (cached && recall(cached, w))
-				return target;
-			target = d;
-			w->level = set->zero;
-			w->hits = set->zero;
-		}
-		if (in_bloom(set, inode))
-			w->hits |= 1ULL << (w->level & 63);
-		w->print = chain_print(w->print, d);
-		w->level += 1;
-		if (parent == d) {
-			w->at = (u64)d;
-			deny_begin(w);
-			return target;
-		}
-		d = parent;
-	}
-	return NULL;
-}
-
-/*
- * The state of a directory, walked for and then cached. Fails only while somebody keeps
- * renaming the very directories above this one; a rename elsewhere costs the cache entry.
- */
-static __noinline int dir_state(struct walk *w, struct deny_set *set, struct dentry *dir)
-{
-	u32 i, tries = set->zero;
-	int done = 0;
-
+	if (dir)
+		cached = bpf_inode_storage_get(&dirs, dir, NULL, 0);
+	w->stamp = seq & 1 ? 0 : w->gen << 32 | seq;
+	if (cached && recall(cached, w) && rename_seq() == seq)
+		return;
 	stat_inc(walks);
-	bpf_for(i, 0, WALK_CHUNKS + WALK_TRIES) {
-		struct dentry *target;
-		u32 seq = rename_seq();
-
-		w->stamp = seq & 1 ? 0 : w->gen << 32 | seq;
-		target = climb(w, set, dir);
-		if (!target)
-			break;
-		w->at = (u64)target;
-		deny_descend(w);
-		if (w->stamp && rename_seq() == seq) {
-			remember(target->d_inode, w);
-			done = target == dir;
-			if (done)
-				break;
-			continue;
-		}
-		done = target == dir && deny_same_chain(w);
-		if (done || ++tries >= WALK_TRIES)
-			break;
-		stat_inc(retries);
-	}
-	return done;
+	how = deny_parent(w);
+	if (dir && how == WALK_STANDS)
+		remember(dir, w);
 }
 
 #endif /* __FS_DENY_WALK_H */
