@@ -32,24 +32,29 @@ pub fn libraries(path: &Path) -> Result<Vec<PathBuf>> {
     if !output.status.success() && !output.stdout.contains(&b'/') {
         return Ok(Vec::new());
     }
-    listed(&String::from_utf8_lossy(&output.stdout)).with_context(|| path.display().to_string())
+    let list = String::from_utf8_lossy(&output.stdout);
+    let (found, missing) = listed(&list);
+    for name in missing {
+        eprintln!("vm: {} needs {name}, which the host does not have either", path.display());
+    }
+    Ok(found)
 }
 
-/// Reads the loader's list: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)`.
-fn listed(list: &str) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for line in list.lines() {
-        let target = line.split_once(" => ").map_or(line, |(_, t)| t).trim();
+/// Reads the loader's list, with lines such as `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)`. Returns
+/// paths, and the names of those it did not find.
+fn listed(list: &str) -> (Vec<PathBuf>, Vec<&str>) {
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for line in list.lines().map(str::trim) {
+        let (name, target) = line.split_once(" => ").unwrap_or((line, line));
         if target == "not found" {
-            bail!("needs a shared library that the host lacks: {}", line.trim());
-        }
-        if let Some(path) =
-            target.rsplit_once(" (0x").map(|(path, _)| path).filter(|p| p.starts_with('/'))
+            missing.push(name);
+        } else if let Some((path, _)) =
+            target.rsplit_once(" (0x").filter(|(p, _)| p.starts_with('/'))
         {
             found.push(PathBuf::from(path));
         }
     }
-    Ok(found)
+    (found, missing)
 }
 
 /// The values of `key` in a kernel module's .modinfo section.
@@ -64,4 +69,42 @@ pub fn modinfo(module: &[u8], key: &str) -> Result<Vec<String>> {
         (name == key).then(|| value.to_string())
     });
     Ok(values.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_loaders_list_is_understood() {
+        let list = "\tlinux-vdso.so.1 (0x00007ffd)\n\
+                    \tlibgone.so.3 => not found\n\
+                    \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f6d)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f6e)\n";
+        let (found, missing) = listed(list);
+        let expected =
+            ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from);
+        assert_eq!((found.as_slice(), missing.as_slice()), (&expected[..], &["libgone.so.3"][..]));
+    }
+
+    #[test]
+    fn a_program_needs_libc_and_its_loader() {
+        let needed = libraries(&std::env::current_exe().unwrap()).unwrap();
+        let has = |name: &str| needed.iter().any(|p| p.ends_with(name));
+        assert!(has("libc.so.6") && has("ld-linux-x86-64.so.2"), "{needed:?}");
+    }
+
+    #[test]
+    fn what_is_no_program_needs_nothing() {
+        let file = std::env::temp_dir().join(format!("vm-elf-{}", std::process::id()));
+        let mut object = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+        object.extend([1, 0]); // ET_REL, as BPF objects are
+        for content in [&b""[..], b"#!/bin/sh\n", &object] {
+            fs::write(&file, content).unwrap();
+            assert_eq!(libraries(&file).unwrap(), Vec::<PathBuf>::new());
+        }
+        fs::remove_file(file).unwrap();
+    }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use crate::cli::{Cli, Run};
@@ -17,8 +17,6 @@ use crate::watch::{self, Deadlines, Verdict};
 
 /// Exit status when the deadline passed.
 const TIMEOUT: u8 = 124;
-/// Exit status when the harness itself failed.
-pub const HARNESS: u8 = 125;
 /// Exit status when the guest died or its kernel log has a splat.
 const DIED: u8 = 126;
 /// Exit status when nobody reads the output: that of a program which SIGPIPE killed.
@@ -40,9 +38,16 @@ pub fn run(options: &Run, kernel: &Kernel, accel: Accel) -> Result<u8> {
             (TIMEOUT, format!("the command was not done after {} s", options.timeout))
         }
         (_, Some(splat)) => (DIED, format!("the kernel complained: {splat}")),
-        (Verdict::Failed(why), None) => (HARNESS, why),
+        (Verdict::Failed(why), None) => bail!("{why}"),
         (Verdict::Unread, None) => return Ok(UNREAD),
-        (Verdict::Exit(status), None) => return Ok(status),
+        (Verdict::Exit(status), None) => {
+            if text.contains("Out of memory: Killed") {
+                eprintln!(
+                    "vm: the guest ran out of memory and killed processes: give it more with --mem"
+                );
+            }
+            return Ok(status);
+        }
     };
     eprintln!(
         "vm: {why}\nvm: the kernel log is {}, from which:\n{}",

@@ -46,8 +46,11 @@ pub fn add(image: &mut Image) -> Result<()> {
             image.bytes(path, *content, 0o644);
         }
     }
-    image.link(Path::new("/var/run"), "/run");
-    image.link(Path::new("/etc/mtab"), "/proc/self/mounts");
+    for (link, target) in [("/var/run", "/run"), ("/etc/mtab", "/proc/self/mounts")] {
+        if !image.contains(Path::new(link)) {
+            image.link(Path::new(link), target);
+        }
+    }
     for file in
         ["/etc/ld.so.cache", "/etc/services", "/etc/protocols", "/etc/iproute2"].map(Path::new)
     {
@@ -56,7 +59,7 @@ pub fn add(image: &mut Image) -> Result<()> {
         }
     }
     for program in PROGRAMS {
-        if !has_program(image, program)
+        if !has(image, program)
             && let Some(path) = find(program)
         {
             image.add(&path, &path)?;
@@ -72,7 +75,7 @@ fn add_busybox(image: &mut Image) -> Result<()> {
     for applet in String::from_utf8_lossy(&list.stdout).lines() {
         let path = Path::new("/").join(applet);
         if let Some(name) = path.file_name().and_then(OsStr::to_str)
-            && !has_program(image, name)
+            && !has(image, name)
         {
             image.link(&path, "/usr/bin/busybox");
         }
@@ -80,8 +83,13 @@ fn add_busybox(image: &mut Image) -> Result<()> {
     Ok(())
 }
 
-fn has_program(image: &Image, name: &str) -> bool {
-    env::split_paths(PATH).any(|dir| image.contains(&dir.join(name)))
+/// Whether the guest finds this program, be it a path or a name.
+pub fn has(image: &Image, program: &str) -> bool {
+    if program.contains('/') {
+        image.contains(Path::new(program))
+    } else {
+        env::split_paths(PATH).any(|dir| image.contains(&dir.join(program)))
+    }
 }
 
 /// A program on the host's PATH, or where administrators' programs are.

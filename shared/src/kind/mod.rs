@@ -105,12 +105,12 @@ pub trait Kind: Sync {
     /// The kind's part of `status`.
     fn detail(&self, live: &Live) -> Value;
 
-    /// Undoes what attaching changed beyond the links (defaults, sockets), while the policy is
-    /// still attached.
+    /// Puts back what attaching `policy` changed beyond its links (defaults, sockets), where that
+    /// is not done yet: before it is detached, or after its host was killed.
     ///
     /// # Errors
-    /// What could not be undone; the policy stays attached then.
-    fn undo(&self, _live: &Live) -> Result<()> {
+    /// What could not be put back; a policy that is attached stays so then.
+    fn restore(&self, _policy: &str) -> Result<()> {
         Ok(())
     }
 

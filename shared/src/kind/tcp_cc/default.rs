@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
+use super::netns::{self, Netns};
 use crate::error::{Error, Result};
-use crate::netns::{self, Netns};
 use crate::tree;
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
