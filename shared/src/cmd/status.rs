@@ -15,11 +15,15 @@ use crate::{mend, out, render};
 /// # Errors
 /// Not root.
 pub fn run(args: &Json) -> Result<()> {
-    let live = live::all()?;
+    let mut live = live::all()?;
     let drift: Vec<Value> = mend::drift(&live)
         .into_iter()
         .map(|(policy, what)| json!({"policy": policy, "what": what}))
         .collect();
+    if !drift.is_empty() {
+        // Mending may have taken something off.
+        live = live::all()?;
+    }
     let attached: Vec<Value> = live.iter().map(describe).collect();
     if args.json {
         return print_json(&json!({
