@@ -178,6 +178,20 @@ static bool may_preempt(const struct fair_task *t, const struct fair_cpu *c)
 	       before(t->vtime + preempt_lag_us * NSEC, c->vtime + (now - c->since));
 }
 
+/*
+ * Makes a CPU look for work. Not from a CPU that goes offline: it would queue the kick as
+ * interrupt work that nobody runs any more, and the kernel waits for that when we end.
+ */
+static void kick(s32 cpu, u64 flags)
+{
+	struct fair_cpu *c = cpu_of(bpf_get_smp_processor_id());
+
+	if (!c || c->offline)
+		return;
+	stat_inc(kicks);
+	scx_bpf_kick_cpu(cpu, flags);
+}
+
 static bool preempt(struct task_struct *p, const struct fair_task *t,
 		    const struct fair_queue *q, s32 cpu)
 {
@@ -296,10 +310,8 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 	 * half of this is in update_idle(): one of the two sees the other.
 	 */
 	idle = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
-	if (idle >= 0) {
-		stat_inc(kicks);
-		scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
-	}
+	if (idle >= 0)
+		kick(idle, SCX_KICK_IDLE);
 	return;
 local:
 	stat_inc(local);
@@ -540,10 +552,8 @@ void BPF_STRUCT_OPS(fair_update_idle, s32 cpu, bool idle)
 		return;
 	near = queue_of(c->llc);
 	own = queue_of(polity_nr_llcs + cpu);
-	if (near && own && (near->depth || own->depth)) {
-		stat_inc(kicks);
-		scx_bpf_kick_cpu(cpu, 0);
-	}
+	if (near && own && (near->depth || own->depth))
+		kick(cpu, 0);
 }
 
 void BPF_STRUCT_OPS(fair_running, struct task_struct *p)
@@ -651,11 +661,13 @@ void BPF_STRUCT_OPS(fair_enable, struct task_struct *p)
 void BPF_STRUCT_OPS(fair_cpu_offline, s32 cpu)
 {
 	struct fair_queue *own = queue_of(polity_nr_llcs + cpu), *near = queue_of(llc_of(cpu));
+	struct fair_cpu *c = cpu_of(cpu);
 	struct fair_node *n;
 	u32 i;
 
-	if (!own || !near)
+	if (!own || !near || !c)
 		return;
+	c->offline = 1;
 	bpf_for(i, 0, 1 << 20) {
 		n = queue_pop(own);
 		if (!n)
@@ -667,7 +679,10 @@ void BPF_STRUCT_OPS(fair_cpu_offline, s32 cpu)
 
 void BPF_STRUCT_OPS(fair_cpu_online, s32 cpu)
 {
-	/* Nothing to do, but without this function the kernel would end us. */
+	struct fair_cpu *c = cpu_of(cpu);
+
+	if (c)
+		c->offline = 0;
 }
 
 /* A real-time task takes the CPU: what waits on its local queue goes elsewhere. */

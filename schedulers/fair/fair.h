@@ -62,6 +62,7 @@ struct fair_cpu {
 	u64 served[2];	/* virtual service: [0] the cache's queue, [1] its own */
 	u32 llc;
 	u32 running;	/* a task of ours runs */
+	u32 offline;
 	u32 helped;	/* its last turn went to another cache's task */
 } __attribute__((aligned(64)));
 

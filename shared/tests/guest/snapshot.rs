@@ -40,17 +40,29 @@ impl Snapshot {
         }
     }
 
-    /// Asserts that the kernel is again as it was. It frees programs and maps after a grace
-    /// period, so give it time.
+    /// Asserts that the kernel is again as it was.
     #[track_caller]
     pub fn assert_same(&self) {
+        self.assert_same_after("the test");
+    }
+
+    /// The same, naming what happened.
+    #[track_caller]
+    pub fn assert_same_after(&self, what: &str) {
+        let now = self.settle();
+        assert_eq!(now, *self, "after {what}: left what is there now, right what was there before");
+    }
+
+    /// Waits until the kernel is again as it was, or for half a minute: it frees programs and
+    /// maps after a grace period. Returns what is there then.
+    pub fn settle(&self) -> Self {
         let start = Instant::now();
         let mut now = Self::take();
         while now != *self && start.elapsed() < Duration::from_secs(30) {
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(50));
             now = Self::take();
         }
-        assert_eq!(now, *self, "left: what is there now, right: what was there before");
+        now
     }
 }
 

@@ -18,9 +18,12 @@ pub fn trial(name: impl Into<String>, test: impl FnOnce() + Send + 'static) -> T
         if result.is_ok() {
             before.assert_same();
         }
-        // Whatever went wrong must not make the next test go wrong.
-        polity(&["status"]);
-        polity(&["detach", "--all"]);
+        if result.is_err() {
+            // Whatever went wrong must not make the next test go wrong.
+            polity(&["status"]);
+            polity(&["detach", "--all"]);
+            before.settle();
+        }
         eprintln!("{:6.1} s  {name}", start.elapsed().as_secs_f64());
         match result {
             Ok(()) => Ok(()),

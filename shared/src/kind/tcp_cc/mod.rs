@@ -7,7 +7,7 @@
 use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
 
-use self::default::Undo;
+use self::default::{Pending, Undo};
 use self::sockets::{Iterators, Move};
 use super::{Kind, Options, Session, attach_programs, attach_struct_ops};
 use crate::catalog::Policy;
@@ -126,11 +126,23 @@ impl Kind for TcpCc {
             };
             found.push((policy, what));
         }
+        for name in Undo::all() {
+            let policy = format!("tcp-cc/{}", name.trim_start_matches("bpf_"));
+            let Some(undo) = Undo::open(&name) else { continue };
+            if !live.iter().any(|l| l.meta.policy == policy) {
+                undo.remove();
+            } else if undo.pending().is_some() {
+                let what = match complete(&name, &undo) {
+                    Ok(()) => "an interrupted attach had not made it the default everywhere; done"
+                        .to_owned(),
+                    Err(e) => format!("it was to be the default everywhere: {e:#}"),
+                };
+                found.push((policy, what));
+            }
+        }
         for policy in live.iter().filter(|l| l.meta.default) {
             let name = algorithm(&policy.meta.policy);
-            let init = netns::all().into_iter().next();
-            let current = init.and_then(|ns| ns.enter(default::current).ok());
-            if let Some(current) = current.filter(|c| *c != name) {
+            if let Some(current) = default::initial().ok().filter(|c| *c != name) {
                 let what = format!("asked to be the default, but that is `{current}`");
                 found.push((policy.meta.policy.clone(), what));
             }
@@ -172,28 +184,51 @@ impl Session for Algorithm {
     }
 
     fn attach(&mut self, object: &mut Object) -> Result<Vec<(String, Link)>> {
-        let mut links = attach_programs(object)?;
-        links.push(attach_struct_ops(object, &self.map, "the algorithm's name is already taken")?);
-        Ok(links)
+        if self.default {
+            // Recorded before the policy can outlive us, so that what is asked for gets done.
+            let from = default::initial()?;
+            let (migrate, needs_ecn) = (self.migrate, self.needs_ecn);
+            Undo::create(&self.name)?.begin(&Pending { from, migrate, needs_ecn })?;
+        }
+        let attached = attach_programs(object).and_then(|mut links| {
+            links.push(attach_struct_ops(
+                object,
+                &self.map,
+                "the algorithm's name is already taken",
+            )?);
+            Ok(links)
+        });
+        if attached.is_err()
+            && let Some(undo) = Undo::open(&self.name).filter(|_| self.default)
+        {
+            undo.remove();
+        }
+        attached
     }
 
     fn finish(&mut self, _live: &Live) -> Result<()> {
-        if !self.default {
-            return Ok(());
+        match Undo::open(&self.name).filter(|_| self.default) {
+            Some(undo) => complete(&self.name, &undo),
+            None => Ok(()),
         }
-        let undo = Undo::create(&self.name)?;
-        let old = default::take_over(&self.name, &undo)?;
-        if self.migrate {
-            let what = Move {
-                from: &old,
-                to: &self.name,
-                needs_ecn: self.needs_ecn,
-                include_chosen: false,
-            };
-            let report = Iterators::load()?.migrate(&what)?;
-            let left = report.left.len();
-            crate::out::eprintln(&format!("moved {} sockets, left {left}", report.moved));
-        }
-        Ok(())
     }
+}
+
+/// Makes `name` the default as its record says, from wherever that was interrupted.
+fn complete(name: &str, undo: &Undo) -> Result<()> {
+    let Some(pending) = undo.pending() else { return Ok(()) };
+    default::take_over(name, &pending.from, undo)?;
+    if pending.migrate {
+        let what = Move {
+            from: &pending.from,
+            to: name,
+            needs_ecn: pending.needs_ecn,
+            include_chosen: false,
+        };
+        let report = Iterators::load()?.migrate(&what)?;
+        let left = report.left.len();
+        crate::out::eprintln(&format!("moved {} sockets, left {left}", report.moved));
+    }
+    undo.finished();
+    Ok(())
 }
