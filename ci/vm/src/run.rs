@@ -1,7 +1,7 @@
 //! One run: pack the guest, boot it, judge it.
 
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -33,7 +33,8 @@ pub fn run(options: &Run, kernel: &Kernel, accel: Accel) -> Result<u8> {
     let text = String::from_utf8_lossy(&text);
     let splats = Splats::find(&text);
     let (status, why) = match (verdict, splats.first()) {
-        (Verdict::Died(why), _) => (DIED, why),
+        (Verdict::Died(why), None) => (DIED, why),
+        (Verdict::Died(why), Some(splat)) => (DIED, format!("{why}: {splat}")),
         (Verdict::Timeout, _) => {
             (TIMEOUT, format!("the command was not done after {} s", options.timeout))
         }
@@ -73,6 +74,7 @@ fn boot(options: &Run, kernel: &Kernel, accel: Accel) -> Result<(Verdict, PathBu
         mem: &options.mem.clone().unwrap_or_else(|| format!("{}M", packed.mib)),
         kernel: &kernel.image()?,
         initrd: packed.initrd,
+        log: File::create(&log).with_context(|| log.display().to_string())?,
         append: options.append.as_deref().unwrap_or_default(),
     }
     .start()?;
@@ -82,7 +84,7 @@ fn boot(options: &Run, kernel: &Kernel, accel: Accel) -> Result<(Verdict, PathBu
         // The clock of a guest that counts instructions has little to do with ours.
         silence: (accel != Accel::Icount).then_some(watch::SILENCE),
     };
-    Ok((watch::watch(qemu, &deadlines, &log)?, log))
+    Ok((watch::watch(qemu, &deadlines)?, log))
 }
 
 /// A new directory for this run's files, below the target directory this program was built in.
