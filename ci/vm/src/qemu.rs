@@ -56,6 +56,8 @@ pub struct Machine<'a> {
     pub kernel: &'a Path,
     /// The initramfs, an open file.
     pub initrd: OwnedFd,
+    /// The rate of the processor's time stamp counter.
+    pub tsc_khz: u64,
     /// Where the kernel log goes.
     pub log: File,
     /// More words for the kernel's command line.
@@ -136,20 +138,19 @@ impl Machine<'_> {
     }
 
     fn command_line(&self) -> String {
-        // An oops ends the guest, since what would follow it is not to be trusted; a WARN does not. On a busy machine
-        // a virtual CPU may stand still for long, so the watchdogs get more patience than usual, except where the
-        // guest's clock stands still too.
-        let patience = match self.accel {
-            Accel::Icount => "",
-            _ => {
-                "watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60 workqueue.watchdog_thresh=60 "
-            }
+        // On a busy machine a virtual CPU may stand still for long: the watchdogs get more patience than usual, and
+        // what the kernel finds out about its timers at boot means nothing, so it is told.
+        let patience = "watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60";
+        let clock = |khz| format!("tsc=reliable tsc_early_khz={khz} no_timer_check");
+        let timing = match self.accel {
+            Accel::Kvm => patience.into(),
+            Accel::Tcg => format!("{patience} {}", clock(self.tsc_khz)),
+            Accel::Icount => clock(1_000_000),
         };
-        // Nor do the checks of its timers at boot mean anything.
-        let clocks = "tsc=reliable no_timer_check";
-        // The kernel would otherwise try out all its ciphers, which takes a third of the time to boot.
-        let quick = "cryptomgr.notests";
-        format!("console=ttyS0 panic=-1 oops=panic {clocks} {quick} {patience}{}", self.append)
+        // An oops ends the guest, since what would follow it is not to be trusted; a WARN does not. The kernel would
+        // also try out all its ciphers, which takes a third of the time to boot.
+        let fixed = "console=ttyS0 panic=-1 oops=panic cryptomgr.notests";
+        format!("{fixed} {timing} {}", self.append)
     }
 }
 

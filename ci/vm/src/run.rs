@@ -13,6 +13,7 @@ use crate::kernel::Kernel;
 use crate::pack::pack;
 use crate::qemu::{Accel, Machine};
 use crate::splat::Splats;
+use crate::tsc;
 use crate::watch::{self, Deadlines, Verdict};
 
 /// Exit status when the deadline passed.
@@ -66,6 +67,7 @@ pub fn boots(kernel: &Kernel, accel: Accel) -> bool {
 
 /// Boots it and returns how it ended, and where its log is.
 fn boot(options: &Run, kernel: &Kernel, accel: Accel) -> Result<(Verdict, PathBuf)> {
+    let early = tsc::Reading::now();
     let packed = pack(options, kernel, accel != Accel::Icount)?;
     let log = run_dir()?.join("console.log");
     let qemu = Machine {
@@ -74,6 +76,7 @@ fn boot(options: &Run, kernel: &Kernel, accel: Accel) -> Result<(Verdict, PathBu
         mem: &options.mem.clone().unwrap_or_else(|| format!("{}M", packed.mib)),
         kernel: &kernel.image()?,
         initrd: packed.initrd,
+        tsc_khz: early.khz(),
         log: File::create(&log).with_context(|| log.display().to_string())?,
         append: options.append.as_deref().unwrap_or_default(),
     }
