@@ -167,7 +167,7 @@ impl Attached {
     }
 
     fn detach_locked(self, tree: &Tree) -> Result<()> {
-        let result = self.live.kind().and_then(|kind| kind.restore(&self.live.meta.policy));
+        let result = self.live.kind().and_then(|kind| kind.undo(&self.live));
         unpin(&self.live, tree);
         // The effective link goes first, as when unpinning.
         for (_, link) in self.links.into_iter().rev() {
@@ -192,7 +192,7 @@ pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
             .into());
     }
     let kind = live.kind()?;
-    kind.restore(&live.meta.policy)?;
+    kind.undo(live)?;
     unpin(live, tree);
     kind.settle(live);
     Ok(())

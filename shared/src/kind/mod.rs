@@ -106,12 +106,20 @@ pub trait Kind: Sync {
     fn detail(&self, live: &Live) -> Value;
 
     /// Puts back what attaching `policy` changed beyond its links (defaults, sockets), where that
-    /// is not done yet: before it is detached, or after its host was killed.
+    /// is not done yet: it may be attached still, or its host was killed.
     ///
     /// # Errors
-    /// What could not be put back; a policy that is attached stays so then.
+    /// What could not be put back.
     fn restore(&self, _policy: &str) -> Result<()> {
         Ok(())
+    }
+
+    /// Makes an attached policy ready to go: switches it off, puts back what it changed.
+    ///
+    /// # Errors
+    /// What could not be put back; the policy stays attached then.
+    fn undo(&self, live: &Live) -> Result<()> {
+        self.restore(&live.meta.policy)
     }
 
     /// Waits until the kernel has finished taking a policy off, after its links are gone.
