@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use object::read::elf::ElfFile64;
-use object::{Object, ObjectKind, ObjectSection};
+use object::read::elf::{ElfFile64, ProgramHeader};
+use object::{Endianness, Object, ObjectKind, ObjectSection, elf};
 
 /// The dynamic loader of those that name none, which are shared libraries.
 const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
@@ -57,6 +57,19 @@ fn listed(list: &str) -> (Vec<PathBuf>, Vec<&str>) {
     (found, missing)
 }
 
+/// The part of a program that is loaded, without sections: those for debuggers can be nine tenths of the file.
+pub fn stripped(mut program: Vec<u8>) -> Result<Vec<u8>> {
+    let file: ElfFile64 = ElfFile64::parse(&*program)?;
+    let headers = file.elf_program_headers();
+    let loaded = headers.iter().filter(|h| h.p_type(Endianness::Little) == elf::PT_LOAD);
+    let end = loaded.map(|h| h.p_offset(Endianness::Little) + h.p_filesz(Endianness::Little)).max();
+    program.truncate(end.context("nothing to load")? as usize);
+    // e_shoff, then e_shnum and e_shstrndx
+    program[0x28..0x30].fill(0);
+    program[0x3c..0x40].fill(0);
+    Ok(program)
+}
+
 /// The values of `key` in a kernel module's .modinfo section.
 pub fn modinfo(module: &[u8], key: &str) -> Result<Vec<String>> {
     let file: ElfFile64 = ElfFile64::parse(module)?;
@@ -94,6 +107,19 @@ mod tests {
         let needed = libraries(&std::env::current_exe().unwrap()).unwrap();
         let has = |name: &str| needed.iter().any(|p| p.ends_with(name));
         assert!(has("libc.so.6") && has("ld-linux-x86-64.so.2"), "{needed:?}");
+    }
+
+    #[test]
+    fn a_stripped_program_still_runs() {
+        let path = std::env::temp_dir().join(format!("vm-strip-{}", std::process::id()));
+        let whole = fs::read(std::env::current_exe().unwrap()).unwrap();
+        fs::copy(std::env::current_exe().unwrap(), &path).unwrap();
+        let stripped = stripped(whole.clone()).unwrap();
+        assert!(stripped.len() < whole.len());
+        fs::write(&path, stripped).unwrap();
+        let status = Command::new(&path).args(["--list", "no such test"]).status().unwrap();
+        fs::remove_file(path).unwrap();
+        assert!(status.success());
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod qemu;
 mod run;
 mod series;
 mod splat;
+mod tsc;
 mod userland;
 mod watch;
 

@@ -1,7 +1,7 @@
 //! One run: pack the guest, boot it, judge it.
 
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +13,7 @@ use crate::kernel::Kernel;
 use crate::pack::pack;
 use crate::qemu::{Accel, Machine};
 use crate::splat::Splats;
+use crate::tsc;
 use crate::watch::{self, Deadlines, Verdict};
 
 /// Exit status when the deadline passed.
@@ -33,7 +34,8 @@ pub fn run(options: &Run, kernel: &Kernel, accel: Accel) -> Result<u8> {
     let text = String::from_utf8_lossy(&text);
     let splats = Splats::find(&text);
     let (status, why) = match (verdict, splats.first()) {
-        (Verdict::Died(why), _) => (DIED, why),
+        (Verdict::Died(why), None) => (DIED, why),
+        (Verdict::Died(why), Some(splat)) => (DIED, format!("{why}: {splat}")),
         (Verdict::Timeout, _) => {
             (TIMEOUT, format!("the command was not done after {} s", options.timeout))
         }
@@ -65,6 +67,7 @@ pub fn boots(kernel: &Kernel, accel: Accel) -> bool {
 
 /// Boots it and returns how it ended, and where its log is.
 fn boot(options: &Run, kernel: &Kernel, accel: Accel) -> Result<(Verdict, PathBuf)> {
+    let early = tsc::Reading::now();
     let packed = pack(options, kernel, accel != Accel::Icount)?;
     let log = run_dir()?.join("console.log");
     let qemu = Machine {
@@ -73,6 +76,8 @@ fn boot(options: &Run, kernel: &Kernel, accel: Accel) -> Result<(Verdict, PathBu
         mem: &options.mem.clone().unwrap_or_else(|| format!("{}M", packed.mib)),
         kernel: &kernel.image()?,
         initrd: packed.initrd,
+        tsc_khz: early.khz(),
+        log: File::create(&log).with_context(|| log.display().to_string())?,
         append: options.append.as_deref().unwrap_or_default(),
     }
     .start()?;
@@ -82,7 +87,7 @@ fn boot(options: &Run, kernel: &Kernel, accel: Accel) -> Result<(Verdict, PathBu
         // The clock of a guest that counts instructions has little to do with ours.
         silence: (accel != Accel::Icount).then_some(watch::SILENCE),
     };
-    Ok((watch::watch(qemu, &deadlines, &log)?, log))
+    Ok((watch::watch(qemu, &deadlines)?, log))
 }
 
 /// A new directory for this run's files, below the target directory this program was built in.

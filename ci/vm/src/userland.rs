@@ -2,12 +2,14 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::elf;
 use crate::image::Image;
 
 /// The guest's PATH.
@@ -35,6 +37,7 @@ pub fn add(image: &mut Image) -> Result<()> {
     // By process id, because the file may have been replaced since this program was started.
     let me = format!("/proc/{}/exe", std::process::id());
     image.add(Path::new(&me), Path::new("/init"))?;
+    image.bytes("/init", elf::stripped(fs::read(me)?)?, 0o755);
     for (dir, mode) in [("/root", 0o700), ("/var/tmp", 0o1777), ("/mnt", 0o755), ("/opt", 0o755)] {
         if !image.contains(Path::new(dir)) {
             image.dir(Path::new(dir), mode);
