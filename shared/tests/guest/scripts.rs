@@ -31,8 +31,7 @@ pub fn trials() -> Vec<Trial> {
 
 fn script(name: &str, args: &'static [&str]) -> Trial {
     let path = format!("{FOLDER}/{name}");
-    let runs =
-        Path::new(&path).exists() && (sched_ext().is_some() || !name.starts_with("sched-"));
+    let runs = Path::new(&path).exists() && (sched_ext().is_some() || !name.starts_with("sched-"));
     let test = move || {
         let output = run(Command::new(path).arg(binary()).args(args));
         assert_eq!(output.status, 0, "{}\n{}", output.stdout, output.stderr);
