@@ -29,7 +29,7 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-fn script(name: &str, args: &'static [&str]) -> Trial {
+fn script(name: &str, args: &'static [&'static str]) -> Trial {
     let path = format!("{FOLDER}/{name}");
     let runs = Path::new(&path).exists() && (sched_ext().is_some() || !name.starts_with("sched-"));
     let test = move || {
