@@ -25,6 +25,7 @@ enum deny_op {
 	read, write, exec, create, delete, rename, link, chmod, chown, truncate,
 	xattr, stat, mount, ioctl, mmap_exec,
 	DENY_NR_OPS,
+	DENY_MOVE = 28,			/* not an operation: would fewer rules hold for it there? */
 	DENY_DISK = 29,			/* not an operation: also what is on this block device */
 	DENY_PIN = 30,			/* not an operation: would this take an anchor away? */
 	DENY_NAMES = 31,		/* not an operation: children of this node have rules */
@@ -111,6 +112,7 @@ struct deny_set {
 	u32 has_labels;			/* of file systems */
 	u32 subjects;			/* the dimensions that some rule limits, a bit each */
 	u32 pad;
+	struct deny_mask keep;		/* classes that no object may be taken out of */
 	struct deny_mask op[DENY_NR_OPS];
 	struct deny_mask need[DENY_NR_SUBJECTS];
 	struct deny_mask negated[DENY_NR_SUBJECTS];

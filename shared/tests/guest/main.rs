@@ -7,6 +7,7 @@
 
 mod catalog;
 mod ejected;
+mod file_rules;
 mod folders;
 mod foreground;
 mod foreign;
@@ -53,6 +54,7 @@ fn all() -> Vec<Trial> {
     trials.extend(run_killed::trials());
     trials.extend(replace::trials());
     trials.extend(ejected::trials());
+    trials.extend(file_rules::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
     trials.extend(scripts::trials());

@@ -257,7 +257,8 @@ fn set(c: &Compiled, seed: u64) -> Vec<u8> {
         .u32(ops)
         .u32(u32::from(objects || !c.fstypes.is_empty()))
         .u32(subjects)
-        .u32(0);
+        .u32(0)
+        .mask(c.keep);
     bytes = c.op.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
     bytes = c.need.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
     bytes = c.negated.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));

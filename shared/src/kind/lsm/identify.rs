@@ -16,7 +16,7 @@ use super::trie::{Links, NodeId, ROOT, Trie};
 use crate::error::{Error, Result};
 
 /// `IDENTIFY_BATCH` of `identify.bpf.h`
-const BATCH: usize = 512;
+pub const BATCH: usize = 512;
 /// `struct deny_identity`
 const ENTRY: usize = 24;
 

@@ -1,8 +1,8 @@
 //! File rules: programs on LSM hooks, switched on together by one word of a map.
 //!
 //! `rules` reads them, `plan` and `compile` turn them into classes, nodes and effects, `identify`
-//! asks the kernel what the objects are, `fill` writes the maps and turns the switch. A policy
-//! without a map `anchors` has no rules of ours: all its programs are attached as they are.
+//! asks the kernel what the objects are, `scan` finds those with other names, `fill` writes the maps
+//! and turns the switch. A policy without a map `anchors` has no rules of ours: all its programs are attached as they are.
 
 use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
@@ -24,6 +24,7 @@ pub mod model;
 pub mod op;
 pub mod plan;
 pub mod rules;
+pub mod scan;
 pub mod trie;
 
 use self::plan::Plan;
@@ -113,7 +114,7 @@ impl Kind for Lsm {
         let Some(control) = live.map("control") else { return true };
         let mut generation = [0; 8];
         sys::map_lookup(&control, &0u32.to_ne_bytes(), &mut generation).is_ok()
-            && generation != [0; 8]
+            && u64::from_ne_bytes(generation) >= WHOLE
     }
 }
 
@@ -121,6 +122,8 @@ impl Kind for Lsm {
 struct Loading {
     rules: Rules,
     plan: Plan,
+    /// What the kernel calls the objects of the plan.
+    objects: Vec<Option<model::Object>>,
     /// Whether the policy is one with rules of ours.
     has_rules: bool,
     /// Load even what no rule needs.
@@ -153,18 +156,25 @@ impl Session for Loading {
         if !self.has_rules {
             return Ok(());
         }
-        let objects = identify::Identify::new(object).trie(&self.plan.trie)?;
-        let compiled = compile::compile(&self.plan, &objects, &[], identify::cgroup_id);
-        fill::Maps::of(object)?.fill(FIRST, &compiled, &self.rules)
+        self.objects = identify::Identify::new(object).trie(&self.plan.trie)?;
+        let kept = model::Compiled { op: Default::default(), ..self.compile(&[]) };
+        fill::Maps::of(object)?.fill(KEEPING, &kept, &self.rules)
     }
 
     fn attach(&mut self, object: &mut Object) -> Result<Vec<(String, Link)>> {
-        attach_programs(object)
+        let links = attach_programs(object)?;
+        if self.has_rules {
+            let maps = fill::Maps::of(object)?;
+            maps.switch(KEEPING)?;
+            let extras = scan::extras(object, &self.compile(&[]))?;
+            maps.fill(WHOLE, &self.compile(&extras), &self.rules)?;
+        }
+        Ok(links)
     }
 
     fn commit(&mut self, object: &mut Object) -> Result<()> {
         match self.has_rules {
-            true => fill::Maps::of(object)?.switch(FIRST),
+            true => fill::Maps::of(object)?.switch(WHOLE),
             false => Ok(()),
         }
     }
@@ -177,5 +187,14 @@ impl Session for Loading {
     }
 }
 
-/// The first generation of rules; 0 is none.
-const FIRST: u64 = 1;
+impl Loading {
+    fn compile(&self, extras: &[compile::Extra]) -> model::Compiled {
+        compile::compile(&self.plan, &self.objects, extras, identify::cgroup_id)
+    }
+}
+
+/// The first generation of rules (0 is none) denies nothing but taking things out of the rules'
+/// directories, so that the search for those that are out can be complete.
+const KEEPING: u64 = 1;
+/// The generation from which the rules hold.
+const WHOLE: u64 = 2;

@@ -41,6 +41,8 @@ pub struct Plan {
     pub labels: BTreeMap<(Label, u64), Mask>,
     /// Control groups, and the classes that are about them.
     pub cgroups: BTreeMap<String, Mask>,
+    /// The classes that no object may be taken out of.
+    pub keep: Mask,
     /// The classes of each operation.
     pub op: [Mask; op::COUNT],
     /// The classes that each dimension of the subject limits.
@@ -58,6 +60,8 @@ struct Key<'a> {
     mode: Mode,
     errno: i32,
     subject: &'a Subject,
+    /// Whether it keeps what is beneath its paths there.
+    keep: bool,
     /// A rule that has to be alone.
     solo: Option<usize>,
 }
@@ -76,6 +80,7 @@ pub fn plan(rules: &Rules, links: &mut dyn Links, file: &Path, text: &str) -> Re
             mode: rule.mode,
             errno: rule.errno,
             subject: &rule.subject,
+            keep: rule.keeps(),
             solo: solo.then_some(index),
         };
         let next = known.len() as u32;
@@ -110,6 +115,9 @@ impl Plan {
             rule: index,
             first: index,
         });
+        if rule.keeps() {
+            self.keep.insert(class);
+        }
         for op in &rule.deny {
             self.op[*op as usize].insert(class);
             self.hooks.extend(op.hooks());
@@ -179,8 +187,7 @@ impl Plan {
         if !wants.set.iter().any(|(c, _)| *c == class) {
             wants.set.push((class, index));
         }
-        // Audit changes nothing at all, so it keeps nothing in place.
-        if rule.mode == Mode::Enforce && rule.pin {
+        if rule.keeps() {
             self.hooks.extend(op::PIN_HOOKS);
             for at in std::iter::once(node).chain(self.trie.above(node)) {
                 self.wants.entry(at).or_default().pin.get_or_insert(index);

@@ -72,6 +72,14 @@ pub struct Rule {
     pub span: Range<usize>,
 }
 
+impl Rule {
+    /// Whether its directories, and what is beneath them, are kept in place. Audit changes nothing
+    /// at all, so it keeps nothing.
+    pub fn keeps(&self) -> bool {
+        self.pin && self.mode == Mode::Enforce && matches!(self.object, Object::Paths { .. })
+    }
+}
+
 /// What a rule is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Object {
