@@ -111,7 +111,9 @@ struct deny_set {
 	u32 ops;			/* union over the classes */
 	u32 has_labels;			/* of file systems */
 	u32 subjects;			/* the dimensions that some rule limits, a bit each */
-	u32 pad;
+	u32 mode;			/* this and the next two are for the host to read back */
+	u64 digest;
+	u64 nr_rules;
 	struct deny_mask keep;		/* classes that no object may be taken out of */
 	struct deny_mask op[DENY_NR_OPS];
 	struct deny_mask need[DENY_NR_SUBJECTS];

@@ -341,6 +341,16 @@ GLOBAL int deny_keep(struct walk *w)
 	return -EPERM;
 }
 
+static __always_inline bool is_host(void)
+{
+	struct task_struct *leader = bpf_get_current_task_btf()->group_leader;
+	struct deny_host *h;
+	u32 zero = 0;
+
+	h = bpf_map_lookup_elem(&host, &zero);
+	return h && h->task && h->task == (u64)leader && h->start == leader->start_time;
+}
+
 GLOBAL int deny_verdict(struct walk *w)
 {
 	struct deny_set *set;
@@ -354,7 +364,7 @@ GLOBAL int deny_verdict(struct walk *w)
 		return 0;
 	for (int i = 0; i < DENY_WORDS; i++)
 		any |= w->hit.w[i];
-	if (any)
+	if (any && !is_host())
 		ret = punish(w, set->zero);
 	if (!ret && w->inode && w->ops & w->st.flags & OP(DENY_PIN) &&
 	    (as_inode(w->inode)->i_mode & S_IFMT) == S_IFDIR)

@@ -14,7 +14,7 @@ use crate::object;
 use crate::params::Assignment;
 use crate::shape::Shape;
 use crate::tree::{self, Tree};
-use crate::{mend, sys, timing};
+use crate::{history, mend, sys, timing};
 
 /// A policy that the kernel's verifier has accepted, not yet attached.
 pub struct Loaded {
@@ -82,14 +82,27 @@ pub struct Attached {
 ///
 /// # Errors
 /// Already attached, somebody in the way, or what the kernel says; nothing stays attached then.
-pub fn attach(mut loaded: Loaded, options: &Options, pin: bool) -> Result<Attached> {
+pub fn attach(loaded: Loaded, options: &Options, pin: bool) -> Result<Attached> {
     let tree = Tree::lock()?;
     mend::sweep(&tree);
+    attach_in(&tree, loaded, options, pin)
+}
+
+/// As [`attach`], by who has locked the tree.
+///
+/// # Errors
+/// The same.
+pub fn attach_in(
+    tree: &Tree,
+    mut loaded: Loaded,
+    options: &Options,
+    pin: bool,
+) -> Result<Attached> {
     let id = loaded.policy.id();
     if let Some(there) = live::all()?.iter().find(|l| l.meta.policy == id) {
         if matches!(loaded.kind.condition(there), Condition::Ejected(_)) && there.folder.is_some() {
             tracing::warn!("{id} had been ejected by the kernel; its pins are replaced");
-            detach(there, &tree)?;
+            detach(there, tree)?;
         } else {
             let (how, hint) = match there.meta.pid {
                 Some(pid) => (
@@ -139,13 +152,14 @@ pub fn attach(mut loaded: Loaded, options: &Options, pin: bool) -> Result<Attach
         loaded.session.commit(&mut loaded.object).and_then(|()| loaded.session.finish(&live));
     let attached = Attached { live, object: loaded.object, shape: loaded.shape, links, record };
     if let Err(e) = switched_on {
-        let left = attached.detach_locked(&tree);
+        let left = attached.detach_in(tree);
         return Err(match left {
             Ok(()) => e,
             Err(left) => e.context(format!("and it can't be taken off again: {left:#}")),
         });
     }
     sys::trim_heap();
+    history::record_command(&attached.live.meta.policy, "attached");
     Ok(attached)
 }
 
@@ -163,12 +177,17 @@ impl Attached {
     /// What could not be undone.
     pub fn detach(self) -> Result<()> {
         let tree = Tree::lock()?;
-        self.detach_locked(&tree)
+        self.detach_in(&tree)
     }
 
-    fn detach_locked(self, tree: &Tree) -> Result<()> {
+    /// As [`Attached::detach`], by who has locked the tree.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn detach_in(self, tree: &Tree) -> Result<()> {
         let result = self.live.kind().and_then(|kind| kind.undo(&self.live));
         unpin(&self.live, tree);
+        history::record_command(&self.live.meta.policy, "detached");
         // The effective link goes first, as when unpinning.
         for (_, link) in self.links.into_iter().rev() {
             drop(link);
@@ -194,6 +213,7 @@ pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
     let kind = live.kind()?;
     kind.undo(live)?;
     unpin(live, tree);
+    history::record_command(&live.meta.policy, "detached");
     kind.settle(live);
     Ok(())
 }

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::kind::Options;
 use crate::out;
 
+pub mod apply;
 pub mod attach;
 pub mod build;
 pub mod check;
@@ -16,8 +17,10 @@ pub mod detach;
 pub mod doctor;
 pub mod events;
 pub mod guardian;
+pub mod history;
 pub mod inspect;
 pub mod list;
+pub mod metrics;
 pub mod run;
 pub mod set;
 pub mod show;

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod apply;
 mod catalog;
 mod ejected;
 mod file_rules;
@@ -24,6 +25,7 @@ mod snapshot;
 mod stats;
 mod stranger;
 mod trial;
+mod watching;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -55,6 +57,8 @@ fn all() -> Vec<Trial> {
     trials.extend(replace::trials());
     trials.extend(ejected::trials());
     trials.extend(file_rules::trials());
+    trials.extend(apply::trials());
+    trials.extend(watching::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
     trials.extend(scripts::trials());

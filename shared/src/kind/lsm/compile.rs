@@ -8,7 +8,7 @@ use super::trie::NodeId;
 
 /// An object that no rule names, and the classes that hold for it: a hard link that is beneath
 /// a rule's directory by another of its names, the root of a mount there.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extra {
     /// What it is.
     pub object: Object,

@@ -7,7 +7,7 @@
 use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
 
-use super::{Kind, Options, Session, attach_programs};
+use super::{Kind, Options, Session, Update, attach_programs};
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
 use crate::kernel::{Fact, Kernel, read};
@@ -26,6 +26,7 @@ pub mod plan;
 pub mod rules;
 pub mod scan;
 pub mod trie;
+pub mod update;
 
 use self::plan::Plan;
 use self::rules::Rules;
@@ -86,10 +87,37 @@ impl Kind for Lsm {
     }
 
     fn detail(&self, live: &Live) -> Value {
-        match &live.meta.extra {
-            Value::Object(extra) => Value::Object(extra.clone()),
-            _ => json!({}),
+        match fill::Maps::of_live(live).in_force() {
+            Ok(now) => json!({"mode": now.mode.to_string(), "rules": now.rules}),
+            // A policy without rules of ours.
+            Err(_) => json!({}),
         }
+    }
+
+    fn differs(&self, live: &Live, policy: &Policy, options: &Options) -> Result<Option<String>> {
+        let Some((file, text)) = &options.rules else { return Ok(None) };
+        let rules = rules::parse(file, text, &policy.manifest.policy.name)?;
+        let now = fill::Maps::of_live(live).in_force()?;
+        let hooks = rules.hooks();
+        let needless = |name: &String| name.strip_prefix("on_").is_some_and(|h| !hooks.contains(h));
+        Ok(if now.digest != rules.digest() {
+            Some(format!("rules: {} -> {}", now.rules, rules.rules.len()))
+        } else if live.links().len() < live.meta.links.len() {
+            Some("hooks that somebody detached".to_owned())
+        } else if live.meta.links.keys().any(needless) {
+            Some("hooks that no rule needs any more".to_owned())
+        } else {
+            None
+        })
+    }
+
+    fn update(
+        &self,
+        live: &Live,
+        policy: &Policy,
+        options: &Options,
+    ) -> Result<Option<Box<dyn Update>>> {
+        Ok(Some(Box::new(update::prepare(live, policy, options)?)))
     }
 
     /// One word turns all hooks off together, before they go one by one.
@@ -156,7 +184,8 @@ impl Session for Loading {
         if !self.has_rules {
             return Ok(());
         }
-        self.objects = identify::Identify::new(object).trie(&self.plan.trie)?;
+        self.objects =
+            identify::Identify::new(&identify::Oracle::of(object)?).trie(&self.plan.trie)?;
         let kept = model::Compiled { op: Default::default(), ..self.compile(&[]) };
         fill::Maps::of(object)?.fill(KEEPING, &kept, &self.rules)
     }
@@ -166,7 +195,7 @@ impl Session for Loading {
         if self.has_rules {
             let maps = fill::Maps::of(object)?;
             maps.switch(KEEPING)?;
-            let extras = scan::extras(object, &self.compile(&[]))?;
+            let extras = scan::extras(&identify::Oracle::of(object)?, &self.compile(&[]))?;
             maps.fill(WHOLE, &self.compile(&extras), &self.rules)?;
         }
         Ok(links)
@@ -176,13 +205,6 @@ impl Session for Loading {
         match self.has_rules {
             true => fill::Maps::of(object)?.switch(WHOLE),
             false => Ok(()),
-        }
-    }
-
-    fn record(&self) -> Value {
-        match self.has_rules {
-            true => json!({"mode": self.rules.mode.to_string(), "rules": self.rules.rules.len()}),
-            false => Value::Null,
         }
     }
 }

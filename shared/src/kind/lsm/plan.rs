@@ -71,7 +71,7 @@ struct Key<'a> {
 /// # Errors
 /// More classes than there are bits.
 pub fn plan(rules: &Rules, links: &mut dyn Links, file: &Path, text: &str) -> Result<Plan> {
-    let mut plan = Plan::default();
+    let mut plan = Plan { hooks: rules.hooks(), ..Plan::default() };
     let mut known = HashMap::new();
     for (index, rule) in rules.rules.iter().enumerate() {
         let solo = matches!(&rule.object, Object::Paths { except, .. } if !except.is_empty());
@@ -120,7 +120,6 @@ impl Plan {
         }
         for op in &rule.deny {
             self.op[*op as usize].insert(class);
-            self.hooks.extend(op.hooks());
         }
         let subject = &rule.subject;
         for uid in &subject.uid {
@@ -188,7 +187,6 @@ impl Plan {
             wants.set.push((class, index));
         }
         if rule.keeps() {
-            self.hooks.extend(op::PIN_HOOKS);
             for at in std::iter::once(node).chain(self.trie.above(node)) {
                 self.wants.entry(at).or_default().pin.get_or_insert(index);
             }

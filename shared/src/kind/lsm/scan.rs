@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::compile::Extra;
-use super::identify::{BATCH, ask};
+use super::identify::{BATCH, Oracle};
 use super::model::{Compiled, Mask, Object};
 use super::trie::{NodeId, ROOT};
 use crate::error::{Error, Result};
@@ -144,7 +144,7 @@ struct Linked {
 ///
 /// # Errors
 /// The kernel does not tell what is mounted, or what objects are.
-pub fn extras(object: &libbpf_rs::Object, compiled: &Compiled) -> Result<Vec<Extra>> {
+pub fn extras(oracle: &Oracle, compiled: &Compiled) -> Result<Vec<Extra>> {
     let rules = Rules::new(compiled);
     let tops = rules.tops();
     if tops.is_empty() {
@@ -153,7 +153,7 @@ pub fn extras(object: &libbpf_rs::Object, compiled: &Compiled) -> Result<Vec<Ext
     let mounts = Process::myself()
         .and_then(|me| me.mountinfo())
         .context("can't read /proc/self/mountinfo")?;
-    let mut search = Search::new(object, &rules, mounts.0);
+    let mut search = Search::new(oracle, &rules, mounts.0);
     let mut starts = tops.clone();
     for mount in search.mounts.keys() {
         let below = |top: &PathBuf| mount.starts_with(top) && mount != top;
@@ -171,7 +171,7 @@ pub fn extras(object: &libbpf_rs::Object, compiled: &Compiled) -> Result<Vec<Ext
 }
 
 struct Search<'c> {
-    object: &'c libbpf_rs::Object,
+    oracle: &'c Oracle,
     rules: &'c Rules<'c>,
     /// The topmost mount at each mount point.
     mounts: HashMap<PathBuf, MountInfo>,
@@ -184,7 +184,7 @@ struct Search<'c> {
 }
 
 impl<'c> Search<'c> {
-    fn new(object: &'c libbpf_rs::Object, rules: &'c Rules<'c>, mounts: Vec<MountInfo>) -> Self {
+    fn new(oracle: &'c Oracle, rules: &'c Rules<'c>, mounts: Vec<MountInfo>) -> Self {
         // A descriptor for each level of a deep tree.
         let limit = getrlimit(Resource::Nofile);
         let _ = setrlimit(
@@ -192,7 +192,7 @@ impl<'c> Search<'c> {
             rustix::process::Rlimit { current: limit.maximum, ..limit },
         );
         Self {
-            object,
+            oracle,
             rules,
             mounts: mounts.into_iter().map(|m| (m.mount_point.clone(), m)).collect(),
             linked: HashMap::new(),
@@ -210,7 +210,7 @@ impl<'c> Search<'c> {
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let Ok(fd) = openat(CWD, path, flags, Mode::empty()) else { return Ok(()) };
-        for object in ask(self.object, &[fd.as_fd()])?.into_iter().flatten() {
+        for object in self.oracle.ask(&[fd.as_fd()])?.into_iter().flatten() {
             self.extras.push(Extra { object, mask: state.mask, near: state.near });
         }
         Ok(())
@@ -367,7 +367,7 @@ impl<'c> Search<'c> {
 
     fn identify(&mut self) -> Result<()> {
         let fds: Vec<_> = self.batch.iter().map(|(_, fd)| fd.as_fd()).collect();
-        let objects = ask(self.object, &fds)?;
+        let objects = self.oracle.ask(&fds)?;
         for ((key, _), object) in self.batch.iter().zip(objects) {
             if let Some(linked) = self.linked.get_mut(key) {
                 linked.object = object;

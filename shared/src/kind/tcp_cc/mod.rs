@@ -100,6 +100,28 @@ impl Kind for TcpCc {
         json!({"algorithm": name, "default": own, "default_in": namespaces, "sockets": sockets})
     }
 
+    fn differs(&self, live: &Live, _policy: &Policy, options: &Options) -> Result<Option<String>> {
+        let name = algorithm(&live.meta.policy);
+        let current = default::initial()?;
+        Ok(match (live.meta.default, options.default) {
+            (true, true) if current != name => Some(format!("the default is `{current}`")),
+            (was, is) if was != is => Some(format!("default: {was} -> {is}")),
+            _ => None,
+        })
+    }
+
+    fn settle(&self, live: &Live) {
+        // The kernel unregisters the algorithm from a work queue, and its name is free only then.
+        let name = algorithm(&live.meta.policy);
+        for _ in 0..200 {
+            if !default::available().contains(&name) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        tracing::warn!("the kernel is still taking `{name}` off");
+    }
+
     fn restore(&self, policy: &str) -> Result<()> {
         let name = algorithm(policy);
         let undo = Undo::open(&name);
