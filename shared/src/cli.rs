@@ -58,6 +58,8 @@ pub enum Command {
     History(Json),
     /// The numbers of all attached policies as OpenMetrics text
     Metrics(Metrics),
+    /// Make a folder with a new policy that works
+    New(New),
     /// Compile the .bpf.c of a policy folder to the .bpf.o beside it
     Build(Build),
     /// Started by `run`
@@ -214,6 +216,16 @@ pub struct Metrics {
     pub listen: Option<std::net::SocketAddr>,
 }
 
+/// `new`.
+#[derive(Debug, Args)]
+pub struct New {
+    /// KIND/NAME of the new policy
+    pub policy: String,
+    /// The folder to make; ./NAME unless given
+    #[arg(long, value_name = "FOLDER")]
+    pub into: Option<PathBuf>,
+}
+
 /// `build`.
 #[derive(Debug, Args)]
 pub struct Build {
@@ -250,6 +262,7 @@ impl Cli {
             Command::Events(args) => cmd::events::run(&args),
             Command::History(args) => cmd::history::run(&args),
             Command::Metrics(args) => cmd::metrics::run(&args),
+            Command::New(args) => cmd::new::run(&args),
             Command::Build(args) => cmd::build::run(&args),
             Command::Guardian(args) => cmd::guardian::run(&args),
         }

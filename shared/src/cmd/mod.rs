@@ -21,6 +21,7 @@ pub mod history;
 pub mod inspect;
 pub mod list;
 pub mod metrics;
+pub mod new;
 pub mod run;
 pub mod set;
 pub mod show;

@@ -8,6 +8,7 @@
 mod desired;
 mod folder;
 mod manifest;
+mod new;
 mod object;
 mod params;
 mod shapes;
