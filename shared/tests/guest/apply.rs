@@ -63,7 +63,10 @@ fn all_kinds() {
     let dctcp = "[tcp-cc.dctcp]\ndefault = true\nparams = { shift_g = 5 }\n";
     wants(&format!("{}{dctcp}{}", guarded(), scheduler("fifo")));
     let before = Snapshot::take();
+    let checked = polity(&["check", FILE, "--json"]).json();
     let planned = actions(&["--dry-run"]);
+    assert_eq!(checked.as_array().unwrap().len(), planned.len(), "{checked}");
+    assert!(checked.as_array().unwrap().iter().all(|c| c["ok"] == true));
     before.assert_same_after("a dry run");
     assert_eq!(actions(&[]), planned);
     let order: Vec<_> = planned.iter().map(|(_, policy)| policy.as_str()).collect();
