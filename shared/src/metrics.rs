@@ -122,8 +122,11 @@ impl Collector for Sample {
             let help = metric.help.trim_end_matches('.');
             let mut family = encoder.encode_descriptor(name, help, None, ty)?;
             for (labels, value) in &metric.values {
-                let mut one = family.encode_family(labels)?;
-                write(&mut one, metric.counts, *value)?;
+                if labels.is_empty() {
+                    write(&mut family, metric.counts, *value)?;
+                } else {
+                    write(&mut family.encode_family(labels)?, metric.counts, *value)?;
+                }
             }
         }
         Ok(())

@@ -22,7 +22,8 @@ fn metrics() {
     let stats = polity(&["stats", "tcp-cc/dctcp", "--json"]).json();
     for (name, value) in stats["stats"].as_object().unwrap() {
         let metric = format!("polity_tcp_cc_dctcp_{name}");
-        let ty = if value.get("total").is_some() { "counter" } else { "gauge" };
+        let is_gauge = value.get("per_cpu").is_some() && value.get("total").is_none();
+        let ty = if is_gauge { "gauge" } else { "counter" };
         assert!(text.contains(&format!("# TYPE {metric} {ty}\n")), "{metric}\n{text}");
     }
     assert!(text.contains("\npolity_attached{policy=\"tcp-cc/dctcp\"} 1\n"), "{text}");

@@ -27,9 +27,10 @@ const TCP_CONG_NEEDS_ECN: u8 = 2;
 /// The kind.
 pub struct TcpCc;
 
-/// The name under which policy `tcp-cc/NAME` is registered: never one that the kernel has.
+/// The name under which policy `tcp-cc/NAME` is registered: never one that the kernel has, and
+/// without the `-` that it does not take.
 pub fn algorithm(policy: &str) -> String {
-    format!("bpf_{}", policy.rsplit('/').next().unwrap_or(policy))
+    format!("bpf_{}", policy.rsplit('/').next().unwrap_or(policy).replace('-', "_"))
 }
 
 impl Kind for TcpCc {
@@ -151,7 +152,7 @@ impl Kind for TcpCc {
         for name in Undo::all() {
             let policy = format!("tcp-cc/{}", name.trim_start_matches("bpf_"));
             let Some(undo) = Undo::open(&name) else { continue };
-            if !live.iter().any(|l| l.meta.policy == policy) {
+            if !live.iter().any(|l| algorithm(&l.meta.policy) == name) {
                 undo.remove();
             } else if undo.pending().is_some() {
                 let what = match complete(&name, &undo) {
