@@ -65,6 +65,34 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     Ok(Loaded { policy, kind, object, shape, warnings, session })
 }
 
+/// Says that a policy is attached and how to take it off.
+fn already(there: &Live) -> Error {
+    let id = &there.meta.policy;
+    match there.meta.pid {
+        Some(pid) => {
+            Error::failed(format!("{id} is already attached, by polity run (process {pid})"))
+                .hint("press Ctrl-C there to take it off")
+        }
+        None => Error::failed(format!("{id} is already attached"))
+            .hint(format!("`polity detach {id}` takes it off")),
+    }
+}
+
+/// Fails when `id` is attached: [`attach`] would say so too, but only after the kernel has
+/// verified every program.
+///
+/// # Errors
+/// The same.
+pub fn vacant(id: &str) -> Result<()> {
+    // Not root: there is a better word for that later.
+    let Ok(all) = live::all() else { return Ok(()) };
+    let Some(there) = all.iter().find(|l| l.meta.policy == id) else { return Ok(()) };
+    match there.kind()?.condition(there) {
+        Condition::Ejected(_) => Ok(()),
+        _ => Err(already(there).into()),
+    }
+}
+
 /// A policy that this process attached.
 pub struct Attached {
     /// Its record.
@@ -104,17 +132,7 @@ pub fn attach_in(
             tracing::warn!("{id} had been ejected by the kernel; its pins are replaced");
             detach(there, tree)?;
         } else {
-            let (how, hint) = match there.meta.pid {
-                Some(pid) => (
-                    format!("{id} is already attached, by polity run (process {pid})"),
-                    "press Ctrl-C there to take it off".to_owned(),
-                ),
-                None => (
-                    format!("{id} is already attached"),
-                    format!("`polity detach {id}` takes it off"),
-                ),
-            };
-            return Err(Error::failed(how).hint(hint).into());
+            return Err(already(there).into());
         }
     }
     loaded.session.ready()?;

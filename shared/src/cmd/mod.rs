@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::attach::{Loaded, load};
+use crate::attach::{Loaded, load, vacant};
 use crate::catalog;
 use crate::cli::{Load, Subject};
 use crate::error::{Error, Result};
@@ -43,7 +43,9 @@ fn load_for(args: &Load) -> Result<(Loaded, Options)> {
         rules: rules(&args.subject)?,
         check: false,
     };
-    let loaded = load(catalog::find(&args.subject.policy)?, &args.subject.params, &options)?;
+    let policy = catalog::find(&args.subject.policy)?;
+    vacant(&policy.id())?;
+    let loaded = load(policy, &args.subject.params, &options)?;
     for warning in &loaded.warnings {
         tracing::info!("{warning}");
     }

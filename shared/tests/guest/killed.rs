@@ -57,7 +57,7 @@ struct Campaign {
 impl Campaign {
     fn new(policy: &'static str, default: bool) -> Self {
         let mut args = vec!["attach".to_owned(), policy.to_owned()];
-        args.extend(if full() { extra(policy) } else { few_hooks(policy) });
+        args.extend(extra(policy));
         args.extend(default.then(|| "--default".to_owned()));
         // With a child that follows the default there are two to change.
         let namespaces = default.then(|| Namespaces::new(&["follows"]));
@@ -152,17 +152,6 @@ fn settled(policy: &str) -> Option<serde_json::Value> {
         .map(|_| status(policy))
         .find(|entry| entry.as_ref().is_none_or(|e| e["pinned"] == true))
         .unwrap_or_else(|| panic!("{policy} is neither pinned nor gone"))
-}
-
-/// The same with rules that need few hooks, for every program is verified at every kill.
-fn few_hooks(policy: &str) -> Vec<String> {
-    let args = extra(policy);
-    if let [_, file] = &args[..] {
-        let rules = fs::read_to_string(file).unwrap();
-        let deny = rules.lines().find(|l| l.starts_with("deny")).unwrap();
-        fs::write(file, rules.replace(deny, "deny = \"write\"\npin = false")).unwrap();
-    }
-    args
 }
 
 fn algorithm() -> String {
