@@ -14,7 +14,7 @@ use crate::object;
 use crate::params::Assignment;
 use crate::shape::Shape;
 use crate::tree::{self, Tree};
-use crate::{mend, sys, timing};
+use crate::{mend, swap, sys, timing};
 
 /// A policy that the kernel's verifier has accepted, not yet attached.
 pub struct Loaded {
@@ -59,6 +59,9 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     opened.adapt_struct_ops(&kernel);
     session.open(&mut opened, &policy, &kernel)?;
     let warnings = std::mem::take(&mut opened.warnings);
+    if let Some((id, value)) = &options.carry {
+        opened.carry_on(*id, value)?;
+    }
     drop(kernel);
     let (mut object, shape) = opened.load(&policy)?;
     timing::bpf(|| session.configure(&mut object, &shape))?;
@@ -82,14 +85,27 @@ pub struct Attached {
 ///
 /// # Errors
 /// Already attached, somebody in the way, or what the kernel says; nothing stays attached then.
-pub fn attach(mut loaded: Loaded, options: &Options, pin: bool) -> Result<Attached> {
+pub fn attach(loaded: Loaded, options: &Options, pin: bool) -> Result<Attached> {
     let tree = Tree::lock()?;
     mend::sweep(&tree);
+    attach_locked(loaded, options, pin, &tree)
+}
+
+/// The same for who has the lock.
+///
+/// # Errors
+/// The same.
+pub fn attach_locked(
+    mut loaded: Loaded,
+    options: &Options,
+    pin: bool,
+    tree: &Tree,
+) -> Result<Attached> {
     let id = loaded.policy.id();
     if let Some(there) = live::all()?.iter().find(|l| l.meta.policy == id) {
         if matches!(loaded.kind.condition(there), Condition::Ejected(_)) && there.folder.is_some() {
             tracing::warn!("{id} had been ejected by the kernel; its pins are replaced");
-            detach(there, &tree)?;
+            detach(there, tree)?;
         } else {
             let (how, hint) = match there.meta.pid {
                 Some(pid) => (
@@ -139,7 +155,7 @@ pub fn attach(mut loaded: Loaded, options: &Options, pin: bool) -> Result<Attach
         loaded.session.commit(&mut loaded.object).and_then(|()| loaded.session.finish(&live));
     let attached = Attached { live, object: loaded.object, shape: loaded.shape, links, record };
     if let Err(e) = switched_on {
-        let left = attached.detach_locked(&tree);
+        let left = attached.detach_locked(tree);
         return Err(match left {
             Ok(()) => e,
             Err(left) => e.context(format!("and it can't be taken off again: {left:#}")),
@@ -195,6 +211,7 @@ pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
     kind.undo(live)?;
     unpin(live, tree);
     kind.settle(live);
+    swap::forget(&live.meta.policy);
     Ok(())
 }
 

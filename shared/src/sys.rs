@@ -99,6 +99,20 @@ pub fn link_replace_map(
     if ret < 0 { Err(io::Error::from_raw_os_error(-ret)) } else { Ok(()) }
 }
 
+/// The id of a map.
+///
+/// # Errors
+/// What the kernel says.
+pub fn map_id(map: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = raw::bpf_map_info::default();
+    let mut len = size_of::<raw::bpf_map_info>() as u32;
+    // SAFETY: the kernel writes at most `len` bytes into `info`; no pointer in it is set.
+    let ret = unsafe {
+        raw::bpf_obj_get_info_by_fd(map.as_raw_fd(), (&raw mut info).cast(), &raw mut len)
+    };
+    if ret < 0 { Err(io::Error::from_raw_os_error(-ret)) } else { Ok(info.id) }
+}
+
 /// Opens a link by its id.
 ///
 /// # Errors

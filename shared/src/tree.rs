@@ -132,15 +132,8 @@ impl Tree {
         links: &mut [(String, Link)],
     ) -> Result<()> {
         remove(staged);
-        for folder in ["maps", "links"] {
-            make(&staged.join(folder))?;
-        }
         make(place.parent().unwrap_or(place))?;
-        for mut map in object.maps_mut().filter(|m| m.autocreate()) {
-            let label = object::map_label(&map.name().to_string_lossy());
-            map.pin(staged.join("maps").join(label))?;
-        }
-        meta.pin(staged.join("meta"))?;
+        stage(staged, object, meta)?;
         // File rules may be none, and then there is no hook to attach.
         let Some((last, first)) = links.split_last_mut() else {
             return Ok(fs::rename(staged, place)?);
@@ -152,6 +145,21 @@ impl Tree {
         last.1.pin(place.join("links").join(&last.0))?;
         Ok(())
     }
+}
+
+/// Makes a policy's folder at `staged`, with everything but its links.
+///
+/// # Errors
+/// What the kernel says.
+pub fn stage(staged: &Path, object: &mut Object, meta: &mut MapHandle) -> Result<()> {
+    for folder in ["maps", "links"] {
+        make(&staged.join(folder))?;
+    }
+    for mut map in object.maps_mut().filter(|m| m.autocreate()) {
+        let label = object::map_label(&map.name().to_string_lossy());
+        map.pin(staged.join("maps").join(label))?;
+    }
+    Ok(meta.pin(staged.join("meta"))?)
 }
 
 /// Every pinned policy: the id of its record's map, and its folder.

@@ -20,8 +20,10 @@ mod run_killed;
 mod scripts;
 mod set;
 mod snapshot;
+mod sockets;
 mod stats;
 mod stranger;
+mod swap;
 mod trial;
 
 use std::path::Path;
@@ -55,6 +57,7 @@ fn all() -> Vec<Trial> {
     trials.extend(ejected::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
+    trials.extend(swap::trials());
     trials.extend(scripts::trials());
     trials.extend(killed::trials());
     trials
