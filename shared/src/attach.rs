@@ -14,7 +14,7 @@ use crate::object;
 use crate::params::Assignment;
 use crate::shape::Shape;
 use crate::tree::{self, Tree};
-use crate::{mend, swap, sys, timing};
+use crate::{history, mend, swap, sys, timing};
 
 /// A policy that the kernel's verifier has accepted, not yet attached.
 pub struct Loaded {
@@ -88,18 +88,18 @@ pub struct Attached {
 pub fn attach(loaded: Loaded, options: &Options, pin: bool) -> Result<Attached> {
     let tree = Tree::lock()?;
     mend::sweep(&tree);
-    attach_locked(loaded, options, pin, &tree)
+    attach_in(&tree, loaded, options, pin)
 }
 
-/// The same for who has the lock.
+/// As [`attach`], by who has locked the tree.
 ///
 /// # Errors
 /// The same.
-pub fn attach_locked(
+pub fn attach_in(
+    tree: &Tree,
     mut loaded: Loaded,
     options: &Options,
     pin: bool,
-    tree: &Tree,
 ) -> Result<Attached> {
     let id = loaded.policy.id();
     if let Some(there) = live::all()?.iter().find(|l| l.meta.policy == id) {
@@ -155,13 +155,14 @@ pub fn attach_locked(
         loaded.session.commit(&mut loaded.object).and_then(|()| loaded.session.finish(&live));
     let attached = Attached { live, object: loaded.object, shape: loaded.shape, links, record };
     if let Err(e) = switched_on {
-        let left = attached.detach_locked(tree);
+        let left = attached.detach_in(tree);
         return Err(match left {
             Ok(()) => e,
             Err(left) => e.context(format!("and it can't be taken off again: {left:#}")),
         });
     }
     sys::trim_heap();
+    history::record_command(&attached.live.meta.policy, "attached");
     Ok(attached)
 }
 
@@ -179,12 +180,17 @@ impl Attached {
     /// What could not be undone.
     pub fn detach(self) -> Result<()> {
         let tree = Tree::lock()?;
-        self.detach_locked(&tree)
+        self.detach_in(&tree)
     }
 
-    fn detach_locked(self, tree: &Tree) -> Result<()> {
+    /// As [`Attached::detach`], by who has locked the tree.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn detach_in(self, tree: &Tree) -> Result<()> {
         let result = self.live.kind().and_then(|kind| kind.undo(&self.live));
         unpin(&self.live, tree);
+        history::record_command(&self.live.meta.policy, "detached");
         // The effective link goes first, as when unpinning.
         for (_, link) in self.links.into_iter().rev() {
             drop(link);
@@ -210,6 +216,7 @@ pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
     let kind = live.kind()?;
     kind.undo(live)?;
     unpin(live, tree);
+    history::record_command(&live.meta.policy, "detached");
     kind.settle(live);
     swap::forget(&live.meta.policy);
     Ok(())

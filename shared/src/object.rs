@@ -5,9 +5,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 
-use libbpf_rs::{
-    MapCore, MapHandle, MapType, Object, ObjectBuilder, OpenObject, ProgramType,
-};
+use libbpf_rs::{MapCore, MapHandle, MapType, Object, ObjectBuilder, OpenObject, ProgramType};
 
 use crate::catalog::Policy;
 use crate::error::{Error, Result};

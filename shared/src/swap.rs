@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::attach::{self, Loaded};
 use crate::catalog;
 use crate::error::{Error, Result};
+use crate::history;
 use crate::kind::{self, Kind};
 use crate::live::{self, Live};
 use crate::params::Assignment;
@@ -228,6 +229,7 @@ pub fn run(
     if abort && let Some(journal) = journal {
         let mut swap = Swap { journal, loaded: None, tree: &tree };
         let report = revert(kind, &mut swap)?;
+        history::record_command(&from, "swap reverted");
         return Ok((swap.journal.record, report));
     }
     // Loaded, which can fail, before anything is written.
@@ -241,7 +243,10 @@ pub fn run(
     };
     let mut swap = Swap { journal, loaded, tree: &tree };
     match kind.swap(&mut swap) {
-        Ok(report) => Ok((swap.journal.record, report)),
+        Ok(report) => {
+            history::record_command(&to, "swapped");
+            Ok((swap.journal.record, report))
+        }
         Err(e) => Err(match revert(kind, &mut swap) {
             Ok(_) => e.context(format!("{from} was not swapped for {to}; all is as before")),
             Err(left) => e.context(format!(
@@ -372,7 +377,7 @@ impl Swap<'_> {
     /// What the kernel says.
     pub fn attach_new(&mut self, options: &kind::Options) -> Result<()> {
         let Some(loaded) = self.loaded.take() else { return Ok(()) };
-        attach::attach_locked(loaded, options, true, self.tree)?.keep();
+        attach::attach_in(self.tree, loaded, options, true)?.keep();
         Ok(())
     }
 

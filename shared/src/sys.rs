@@ -99,6 +99,18 @@ pub fn link_replace_map(
     if ret < 0 { Err(io::Error::from_raw_os_error(-ret)) } else { Ok(()) }
 }
 
+/// Pins what `object` refers to at `path`; it may be pinned elsewhere, too.
+///
+/// # Errors
+/// What the kernel says.
+pub fn pin(object: BorrowedFd<'_>, path: &std::path::Path) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the path is a C string that outlives the call.
+    let ret = unsafe { raw::bpf_obj_pin(object.as_raw_fd(), path.as_ptr()) };
+    if ret < 0 { Err(io::Error::from_raw_os_error(-ret)) } else { Ok(()) }
+}
+
 /// The id of a map.
 ///
 /// # Errors
@@ -199,6 +211,22 @@ pub fn map_write(map: &impl MapCore, offset: usize, bytes: &[u8]) -> io::Result<
     // SAFETY: base and length are those of the mapping, and nothing keeps a pointer into it.
     unsafe { rustix::mm::munmap(base, length)? };
     Ok(())
+}
+
+/// Runs a program that takes no context (`SEC("syscall")`) in this process, once.
+///
+/// # Errors
+/// What the kernel says.
+pub fn program_run(program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut options = raw::bpf_test_run_opts {
+        sz: size_of::<raw::bpf_test_run_opts>() as _,
+        ..Default::default()
+    };
+    // SAFETY: the options hold no pointer, and the call keeps none.
+    match unsafe { raw::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Opens an iterator: the file gives what its program writes for each object.

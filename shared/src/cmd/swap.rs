@@ -28,11 +28,8 @@ pub fn run(args: &Swap) -> Result<()> {
         return Err(Error::config("--include-chosen goes with --migrate").into());
     }
     let (record, report) = swap::run(&args.old, &args.new, &args.params, &options, args.abort)?;
-    let refused: Vec<Value> = report
-        .refused
-        .iter()
-        .map(|(netns, why)| json!({"netns": netns, "why": why}))
-        .collect();
+    let refused: Vec<Value> =
+        report.refused.iter().map(|(netns, why)| json!({"netns": netns, "why": why})).collect();
     if args.json {
         return print_json(&json!({
             "from": record.from, "to": record.to, "aborted": args.abort,

@@ -5,8 +5,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod apply;
 mod catalog;
 mod ejected;
+mod file_rules;
 mod folders;
 mod foreground;
 mod foreign;
@@ -25,6 +27,7 @@ mod stats;
 mod stranger;
 mod swap;
 mod trial;
+mod watching;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -55,6 +58,9 @@ fn all() -> Vec<Trial> {
     trials.extend(run_killed::trials());
     trials.extend(replace::trials());
     trials.extend(ejected::trials());
+    trials.extend(file_rules::trials());
+    trials.extend(apply::trials());
+    trials.extend(watching::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
     trials.extend(swap::trials());

@@ -33,8 +33,7 @@ pub fn inside<T: Send>(netns: &str, work: impl FnOnce() -> T + Send) -> T {
 
 /// Has the loopback device of a namespace up, and ECN on or off for connections to come.
 pub fn ecn(netns: &str, on: bool) {
-    let prefix =
-        if netns == INIT { String::new() } else { format!("ip netns exec {netns} ") };
+    let prefix = if netns == INIT { String::new() } else { format!("ip netns exec {netns} ") };
     sh(&format!("{prefix}ip link set lo up; {prefix}sysctl -qw net.ipv4.tcp_ecn={}", u8::from(on)));
 }
 
@@ -160,7 +159,7 @@ fn send(mut to: TcpStream, pattern: &[u8], stop: &AtomicBool) -> u64 {
         to.write_all(&pattern[at..at + CHUNK]).expect("the connection stands");
         sent += CHUNK as u64;
         // The guest has more to do than this.
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
     to.shutdown(Shutdown::Write).unwrap();
     sent

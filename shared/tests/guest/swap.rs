@@ -58,8 +58,7 @@ fn swap(args: &[&str]) -> Value {
 /// sockets as it says it left.
 #[track_caller]
 fn counts(report: &Value, moved: usize, pinned: usize, listeners: usize) {
-    let expected =
-        json!({"moved": moved, "pinned": pinned, "failed": 0, "listeners": listeners});
+    let expected = json!({"moved": moved, "pinned": pinned, "failed": 0, "listeners": listeners});
     assert_eq!(report["sockets"], expected, "{report:#}");
     assert_eq!(report["left"].as_array().unwrap().len(), pinned, "{report:#}");
 }
@@ -98,7 +97,6 @@ fn there_and_back() {
     counts(&swap(&["kernel/reno", "tcp-cc/dctcp", "--migrate"]), 18, 0, 3);
     pairs.iter().for_each(|p| p.run("bpf_dctcp"));
     defaults("bpf_dctcp");
-    eprintln!("{} bytes through four swaps, each in its place", traffic.finish());
 
     // No ghost: nothing runs what is gone.
     polity(&["detach", "tcp-cc/dctcp"]).ok();
@@ -107,6 +105,7 @@ fn there_and_back() {
         p.run("reno");
         p.listen("reno");
     }
+    eprintln!("{} bytes through four swaps and a detach", traffic.finish());
     for ns in EVERYWHERE {
         let name = old.clone();
         crate::sockets::inside(ns, move || {
@@ -217,10 +216,10 @@ fn upgrade() {
     let more = EVERYWHERE.map(|ns| Pairs::open(ns, 1));
     let now = polity(&["stats", "tcp-cc/dctcp", "--json"]).json();
     assert!(inits(&now) >= inits(&stats) + 6, "{} {}", inits(&stats), inits(&now));
-    eprintln!("{} bytes through the upgrade", traffic.0.finish() + traffic.1.finish());
     // An application's choice of the name is still its choice.
     counts(&swap(&["tcp-cc/dctcp", "kernel/reno", "--migrate"]), 18, 2, 7);
     chosen[0].run("bpf_dctcp");
+    eprintln!("{} bytes through all that", traffic.0.finish() + traffic.1.finish());
     drop((pairs, chosen, more));
     eventually("nothing runs it any more", || status("tcp-cc/dctcp").is_none());
     for ns in EVERYWHERE {
@@ -237,6 +236,8 @@ fn refusals() {
     polity(&["swap", "kernel/cubic", "kernel/cubic"]).fails(2, &["is no swap"]);
     polity(&["swap", "kernel/cubic", "lsm/fs-deny"]).fails(2, &["lsm"]);
     polity(&["swap", "kernel/cubic", "tcp-cc/nosuch"]).fails(2, &["there is no policy"]);
-    polity(&["swap", "kernel/cubic", "tcp-cc/dctcp", "--abort"]).fails(1, &["no swap is under way"]);
-    polity(&["swap", "kernel/cubic", "tcp-cc/dctcp", "--param", "shift_g=99"]).fails(2, &["shift_g"]);
+    polity(&["swap", "kernel/cubic", "tcp-cc/dctcp", "--abort"])
+        .fails(1, &["no swap is under way"]);
+    polity(&["swap", "kernel/cubic", "tcp-cc/dctcp", "--param", "shift_g=99"])
+        .fails(2, &["shift_g"]);
 }

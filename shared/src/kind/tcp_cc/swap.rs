@@ -124,8 +124,7 @@ pub fn back(swap: &mut Swap<'_>) -> Result<Report> {
     // What the swap brought goes again, so nothing is to run it. What was there before keeps the
     // sockets that it had.
     let whose = if record.fresh { INCLUDE_CHOSEN } else { OF_SWAP };
-    let what =
-        Move { from: &to, to: &from, no_ecn_to: "", flags: whose | old.needs_ecn() };
+    let what = Move { from: &to, to: &from, no_ecn_to: "", flags: whose | old.needs_ecn() };
     work.passes(&what, |work, ns| {
         let ours = record.fresh || work.progress.namespaces.contains_key(&ns.inode);
         if !ours || ns.enter(default::current).ok().as_deref() != Some(&to) {

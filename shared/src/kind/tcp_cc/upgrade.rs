@@ -76,11 +76,8 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         let staged = staged();
         let _ = fs::remove_dir_all(&staged);
         tree::stage(&staged, &mut loaded.object, &mut record)?;
-        let mut pinned = libbpf_rs::Link::open(place.join("links").join(&name))?;
-        pinned.pin(staged.join("links").join(&name)).map_err(|e| {
-            Error::failed(format!("can't pin the link of {policy} once more: {e}"))
-        })?;
-        pinned.disconnect();
+        sys::pin(link.as_fd(), &staged.join("links").join(&name))
+            .map_err(|e| Error::failed(format!("can't pin the link of {policy} once more: {e}")))?;
         let new = loaded.object.maps().find(|m| m.name() == map.as_str());
         let new = new.ok_or_else(|| Error::failed("the object lost its struct_ops map"))?;
         replace(&link, new.as_fd())?;
