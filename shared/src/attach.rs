@@ -14,7 +14,7 @@ use crate::object;
 use crate::params::Assignment;
 use crate::shape::Shape;
 use crate::tree::{self, Tree};
-use crate::{history, mend, sys, timing};
+use crate::{history, mend, swap, sys, timing};
 
 /// A policy that the kernel's verifier has accepted, not yet attached.
 pub struct Loaded {
@@ -59,6 +59,9 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     opened.adapt_struct_ops(&kernel);
     session.open(&mut opened, &policy, &kernel)?;
     let warnings = std::mem::take(&mut opened.warnings);
+    if let Some((id, value)) = &options.carry {
+        opened.carry_on(*id, value)?;
+    }
     drop(kernel);
     let (mut object, shape) = opened.load(&policy)?;
     timing::bpf(|| session.configure(&mut object, &shape))?;
@@ -233,6 +236,7 @@ pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
     unpin(live, tree);
     history::record_command(&live.meta.policy, "detached");
     kind.settle(live);
+    swap::forget(&live.meta.policy);
     Ok(())
 }
 

@@ -42,6 +42,8 @@ pub enum Command {
     Attach(Attach),
     /// Take a policy off and undo what attaching changed
     Detach(Detach),
+    /// Replace one policy by another on the running system, with nothing lost
+    Swap(Swap),
     /// Make the system what a file says, all or nothing
     Apply(Apply),
     /// What is attached, and whether it is as it should be
@@ -159,6 +161,33 @@ pub struct Detach {
     pub all: bool,
 }
 
+/// `swap`.
+#[derive(Debug, Args)]
+pub struct Swap {
+    /// What gives way: KIND/NAME, or kernel/NAME for one of the kernel's own algorithms
+    pub old: String,
+    /// What takes its place; the same name once more upgrades a policy's code
+    pub new: String,
+    /// Set a parameter of NEW (repeatable)
+    #[arg(long = "param", value_name = "NAME=VALUE")]
+    pub params: Vec<Assignment>,
+    /// tcp-cc: move established sockets, not only defaults and listeners
+    #[arg(long)]
+    pub migrate: bool,
+    /// tcp-cc: also sockets whose application chose its algorithm
+    #[arg(long)]
+    pub include_chosen: bool,
+    /// tcp-cc: where sockets without ECN go when NEW needs it; else they are left
+    #[arg(long, value_name = "NAME")]
+    pub no_ecn_to: Option<String>,
+    /// Revert a swap that was interrupted
+    #[arg(long)]
+    pub abort: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `apply`.
 #[derive(Debug, Args)]
 pub struct Apply {
@@ -254,6 +283,7 @@ impl Cli {
             Command::Run(args) => cmd::run::run(&args),
             Command::Attach(args) => cmd::attach::run(&args),
             Command::Detach(args) => cmd::detach::run(&args),
+            Command::Swap(args) => cmd::swap::run(&args),
             Command::Apply(args) => cmd::apply::run(&args),
             Command::Status(args) => cmd::status::run(&args),
             Command::Stats(args) => cmd::stats::run(&args),

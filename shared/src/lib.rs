@@ -30,6 +30,7 @@ pub mod params;
 pub mod render;
 pub mod shape;
 pub mod stats;
+pub mod swap;
 #[allow(unsafe_code, reason = "the one module with raw libbpf calls")]
 pub mod sys;
 pub mod time;

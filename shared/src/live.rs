@@ -117,6 +117,10 @@ pub fn all() -> Result<Vec<Live>> {
         let Ok(map) = MapHandle::from_map_id(info.id) else { continue };
         let Some(meta) = Meta::from_map(&map) else { continue };
         let folder = pinned.iter().find(|(id, _)| *id == info.id).map(|(_, f)| f.clone());
+        // One that is being attached, or the other version of one that is being upgraded.
+        if folder.is_none() && meta.pid.is_none() {
+            continue;
+        }
         found.push(Live { meta, folder, id: info.id });
     }
     // A record that was just replaced lingers until the kernel has freed it.

@@ -49,6 +49,16 @@ pub fn drift_in(tree: &Tree) -> Result<Vec<(String, String)>> {
                 found.push((policy.meta.policy.clone(), what));
                 continue;
             }
+            if policy.folder.is_some() && kind.is_spent(policy) {
+                let what = match attach::detach(policy, tree) {
+                    Ok(()) => {
+                        "replaced by a swap, and nothing runs it any more; taken off".to_owned()
+                    }
+                    Err(e) => format!("replaced by a swap, and can't be taken off: {e:#}"),
+                };
+                found.push((policy.meta.policy.clone(), what));
+                continue;
+            }
             if let kind::Condition::Detached(why) = kind.condition(policy) {
                 found.push((policy.meta.policy.clone(), why));
             }

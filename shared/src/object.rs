@@ -3,12 +3,14 @@
 //! Nothing here has a side effect outside this process but the loaded object, which goes with it.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 
-use libbpf_rs::{MapType, Object, ObjectBuilder, OpenObject, ProgramType};
+use libbpf_rs::{MapCore, MapHandle, MapType, Object, ObjectBuilder, OpenObject, ProgramType};
 
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
+use crate::layout::Layout;
 use crate::log;
 use crate::manifest::{StatType, span};
 use crate::params::{self, Assignment};
@@ -253,6 +255,25 @@ impl Opened {
             }
         }
         false
+    }
+
+    /// Has the map `carry` be that of the version before, where the two look the same.
+    ///
+    /// # Errors
+    /// What libbpf says.
+    pub fn carry_on(&mut self, id: u32, value: &Layout) -> Result<()> {
+        let Ok(old) = MapHandle::from_map_id(id) else { return Ok(()) };
+        let ours = self.shape.map("carry").and_then(|m| m.value.as_ref());
+        for mut map in self.object.maps_mut().filter(|m| m.name() == "carry") {
+            let same = map.map_type() == old.map_type()
+                && [MapType::SkStorage, MapType::TaskStorage].contains(&old.map_type());
+            if same && ours == Some(value) {
+                map.reuse_fd(old.as_fd())?;
+            } else {
+                self.warnings.push("what the old version learned does not fit: dropped".into());
+            }
+        }
+        Ok(())
     }
 
     /// Loads the object: the verifier's word.

@@ -99,6 +99,32 @@ pub fn link_replace_map(
     if ret < 0 { Err(io::Error::from_raw_os_error(-ret)) } else { Ok(()) }
 }
 
+/// Pins what `object` refers to at `path`; it may be pinned elsewhere, too.
+///
+/// # Errors
+/// What the kernel says.
+pub fn pin(object: BorrowedFd<'_>, path: &std::path::Path) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the path is a C string that outlives the call.
+    let ret = unsafe { raw::bpf_obj_pin(object.as_raw_fd(), path.as_ptr()) };
+    if ret < 0 { Err(io::Error::from_raw_os_error(-ret)) } else { Ok(()) }
+}
+
+/// The id of a map.
+///
+/// # Errors
+/// What the kernel says.
+pub fn map_id(map: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = raw::bpf_map_info::default();
+    let mut len = size_of::<raw::bpf_map_info>() as u32;
+    // SAFETY: the kernel writes at most `len` bytes into `info`; no pointer in it is set.
+    let ret = unsafe {
+        raw::bpf_obj_get_info_by_fd(map.as_raw_fd(), (&raw mut info).cast(), &raw mut len)
+    };
+    if ret < 0 { Err(io::Error::from_raw_os_error(-ret)) } else { Ok(info.id) }
+}
+
 /// Opens a link by its id.
 ///
 /// # Errors

@@ -132,23 +132,8 @@ impl Tree {
         links: &mut [(String, Link)],
     ) -> Result<()> {
         remove(staged);
-        for folder in ["maps", "links"] {
-            make(&staged.join(folder))?;
-        }
         make(place.parent().unwrap_or(place))?;
-        for mut map in object.maps_mut().filter(|m| m.autocreate()) {
-            let label = object::map_label(&map.name().to_string_lossy());
-            map.pin(staged.join("maps").join(label))?;
-        }
-        // Programs that the host calls: no link holds them.
-        for mut program in object.progs_mut().filter(|p| p.autoload()) {
-            if program.prog_type() == ProgramType::Syscall {
-                make(&staged.join("progs"))?;
-                let name = program.name().to_string_lossy().into_owned();
-                program.pin(staged.join("progs").join(name))?;
-            }
-        }
-        meta.pin(staged.join("meta"))?;
+        stage(staged, object, meta)?;
         // File rules may be none, and then there is no hook to attach.
         let Some((last, first)) = links.split_last_mut() else {
             return Ok(fs::rename(staged, place)?);
@@ -160,6 +145,29 @@ impl Tree {
         last.1.pin(place.join("links").join(&last.0))?;
         Ok(())
     }
+}
+
+/// Makes a policy's folder at `staged`, with everything but its links.
+///
+/// # Errors
+/// What the kernel says.
+pub fn stage(staged: &Path, object: &mut Object, meta: &mut MapHandle) -> Result<()> {
+    for folder in ["maps", "links"] {
+        make(&staged.join(folder))?;
+    }
+    for mut map in object.maps_mut().filter(|m| m.autocreate()) {
+        let label = object::map_label(&map.name().to_string_lossy());
+        map.pin(staged.join("maps").join(label))?;
+    }
+    // Programs that the host calls: no link holds them.
+    for mut program in object.progs_mut().filter(|p| p.autoload()) {
+        if program.prog_type() == ProgramType::Syscall {
+            make(&staged.join("progs"))?;
+            let name = program.name().to_string_lossy().into_owned();
+            program.pin(staged.join("progs").join(name))?;
+        }
+    }
+    Ok(meta.pin(staged.join("meta"))?)
 }
 
 /// Puts a new record in the place of a pinned policy's.

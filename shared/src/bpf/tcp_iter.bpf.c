@@ -49,6 +49,7 @@ static __always_inline void fill_id(struct bpf_iter__tcp *ctx, struct tcp_sock *
 static __always_inline void set_algorithm(struct tcp_sock *tp, struct polity_tcp_moved *rec)
 {
 	u64 before_ops = (u64)tp->inet_conn.icsk_ca_ops;
+	bool keep = conf.flags & POLITY_TCP_KEEP_CHOSEN && was_chosen(tp);
 	struct polity_tcp_mark *mark;
 	u64 old_ops;
 	long err;
@@ -69,9 +70,11 @@ static __always_inline void set_algorithm(struct tcp_sock *tp, struct polity_tcp
 		rec->error = err;
 		return;
 	}
-	mark->ops = (u64)tp->inet_conn.icsk_ca_ops;
-	mark->epoch = conf.epoch;
-	rec->result = mark->ops == before_ops ? POLITY_TCP_ALREADY : POLITY_TCP_MOVED;
+	old_ops = (u64)tp->inet_conn.icsk_ca_ops;
+	mark->ops = keep ? 0 : old_ops;
+	rec->result = old_ops == before_ops ? POLITY_TCP_ALREADY : POLITY_TCP_MOVED;
+	if (rec->result == POLITY_TCP_MOVED)
+		mark->epoch = conf.epoch;
 }
 
 static __always_inline void move_socket(struct tcp_sock *tp, struct polity_tcp_moved *rec)
@@ -113,6 +116,15 @@ static __always_inline void move_socket(struct tcp_sock *tp, struct polity_tcp_m
 		set_algorithm(tp, rec);
 }
 
+/* Whether a socket is of those that are meant beyond their scope. */
+static __always_inline bool is_meant(struct sock_common *skc, const struct polity_tcp_mark *mark)
+{
+	if (conf.flags & POLITY_TCP_LISTENERS && skc->skc_state != TCP_LISTEN)
+		return false;
+	return !(conf.flags & POLITY_TCP_OF_SWAP) ||
+	       (mark && mark->epoch >> 32 == conf.epoch >> 32);
+}
+
 SEC("iter/tcp")
 int polity_tcp_move(struct bpf_iter__tcp *ctx)
 {
@@ -126,6 +138,9 @@ int polity_tcp_move(struct bpf_iter__tcp *ctx)
 	if (!tp)
 		return 0;
 	read_algorithm(tp, rec.from);
+	mark = bpf_sk_storage_get(&moved, tp, 0, 0);
+	if (!is_meant(skc, mark))
+		return 0;
 	if (same_name(rec.from, conf.from)) {
 		fill_id(ctx, tp, &rec.id);
 		if (!in_scope(tp, rec.id.cookie))
@@ -133,7 +148,6 @@ int polity_tcp_move(struct bpf_iter__tcp *ctx)
 		move_socket(tp, &rec);
 	} else {
 		/* Moved a moment ago and shown again, see above? */
-		mark = bpf_sk_storage_get(&moved, tp, 0, 0);
 		if (!mark || mark->epoch != conf.epoch)
 			return 0;
 		fill_id(ctx, tp, &rec.id);
@@ -186,6 +200,7 @@ int polity_tcp_list(struct bpf_iter__tcp *ctx)
 	rec.bytes_acked = tp->bytes_acked;
 	rec.pacing_rate = ((struct sock *)tp)->sk_pacing_rate;
 	rec.ops = (u64)icsk->icsk_ca_ops;
+	rec.ca_flags = BPF_CORE_READ(icsk, icsk_ca_ops, flags);
 	bpf_probe_read_kernel(rec.ca_priv, sizeof(rec.ca_priv), icsk->icsk_ca_priv);
 	bpf_seq_write(ctx->meta->seq, &rec, sizeof(rec));
 	return 0;
@@ -214,5 +229,9 @@ int polity_tcp_count(struct bpf_iter__tcp *ctx)
 		n->listeners++;
 	else
 		n->sockets++;
+	/* One that is closing will not be moved again. */
+	if ((skc->skc_state == TCP_LISTEN || skc->skc_state == TCP_ESTABLISHED) &&
+	    bpf_sk_storage_get(&moved, tp, 0, 0))
+		n->marked++;
 	return 0;
 }

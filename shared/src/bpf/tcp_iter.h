@@ -16,6 +16,12 @@ enum polity_tcp_flags {
 	POLITY_TCP_INCLUDE_CHOSEN = 2,
 	/* Say what would be done, do nothing. */
 	POLITY_TCP_DRY_RUN = 4,
+	/* Only listeners. */
+	POLITY_TCP_LISTENERS = 8,
+	/* Who chose "from" has also chosen "to": another version of the same name. */
+	POLITY_TCP_KEEP_CHOSEN = 16,
+	/* Only what this swap has moved: marks whose epoch has the same upper half. */
+	POLITY_TCP_OF_SWAP = 32,
 };
 
 /* Which sockets are meant; zero means any. */
@@ -33,7 +39,7 @@ struct polity_tcp_conf {
 	char from[POLITY_CA_NAME];	/* empty, for listing: every algorithm */
 	char to[POLITY_CA_NAME];
 	char no_ecn_to[POLITY_CA_NAME];	/* empty: leave sockets without ECN */
-	u64 epoch;			/* differs from pass to pass */
+	u64 epoch;			/* which swap, above, and which of its passes, below */
 	u32 flags;			/* enum polity_tcp_flags */
 	u32 pad;
 	struct polity_tcp_scope scope;
@@ -96,6 +102,8 @@ struct polity_tcp_socket {
 	u64 bytes_acked;
 	u64 pacing_rate;	/* bytes per second */
 	u64 ops;		/* tells two versions of one name apart */
+	u32 ca_flags;		/* TCP_CONG_NEEDS_ECN ... */
+	u32 pad;
 	u8 ca_priv[POLITY_CA_PRIV];
 };
 
@@ -103,9 +111,13 @@ struct polity_tcp_socket {
 struct polity_tcp_count {
 	u64 sockets;
 	u64 listeners;
+	u64 marked;		/* of both, open and moved by us */
 };
 
-/* On a socket that we moved: it doesn't count as chosen while it runs these ops. */
+/*
+ * On a socket that we moved: it doesn't count as chosen while it runs these ops. None when
+ * its application had chosen the name before.
+ */
 struct polity_tcp_mark {
 	u64 ops;
 	u64 epoch;

@@ -27,6 +27,7 @@ pub mod set;
 pub mod show;
 pub mod stats;
 pub mod status;
+pub mod swap;
 
 /// Prints a value as one document of JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
@@ -41,7 +42,7 @@ fn load_for(args: &Load) -> Result<(Loaded, Options)> {
         migrate: args.migrate,
         replace: args.replace,
         rules: rules(&args.subject)?,
-        check: false,
+        ..Options::default()
     };
     let policy = catalog::find(&args.subject.policy)?;
     vacant(&policy.id())?;

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::kernel::Kernel;
 use crate::kind::Condition;
 use crate::live::{self, Live};
+use crate::swap::{Journal, Record};
 use crate::{mend, out, render};
 
 /// Prints what is attached, and what is not as it should be (mending what can be mended).
@@ -22,7 +23,10 @@ pub fn run(args: &Json) -> Result<()> {
         .collect();
     // After mending, which may have taken something off.
     let live = live::all()?;
-    let attached: Vec<Value> = live.iter().map(describe).collect();
+    let mut attached: Vec<Value> = live.iter().map(describe).collect();
+    if let Some(journal) = Journal::open() {
+        swapping(&journal.record, &mut attached);
+    }
     if args.json {
         return print_json(&json!({
             "kernel": Kernel::release(), "attached": attached, "drift": drift,
@@ -45,6 +49,13 @@ pub fn run(args: &Json) -> Result<()> {
         });
         out::println(&render::table(&["policy", "state", "how", "parameters", "detail"], rows));
     }
+    if let Some(swap) = attached.iter().find(|a| a["state"] == "swapping") {
+        let (from, to) = (render::cell(&swap["from"]), render::cell(&swap["to"]));
+        out::println(&format!(
+            "a swap is under way or was interrupted: `polity swap {from} {to}` finishes it, \
+             `polity swap {from} {to} --abort` reverts it"
+        ));
+    }
     for d in &drift {
         out::println(&format!(
             "drift: {}: {}",
@@ -53,6 +64,27 @@ pub fn run(args: &Json) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Says of both sides that a swap is under way; of the new one even where it is not attached.
+fn swapping(record: &Record, attached: &mut Vec<Value>) {
+    let is_side = |a: &Value| a["policy"] == *record.from || a["policy"] == *record.to;
+    if !attached.iter().any(is_side) {
+        attached.push(json!({"policy": record.to, "kind": record.kind, "pinned": false,
+            "supervised": false, "params": {}, "detail": {}}));
+    }
+    for entry in attached.iter_mut().filter(|a| is_side(a)) {
+        for (key, value) in [
+            ("state", json!("swapping")),
+            ("from", json!(record.from)),
+            ("to", json!(record.to)),
+            ("moved", json!(record.moved)),
+            ("left", json!(record.left)),
+            ("aborting", json!(record.aborting)),
+        ] {
+            entry[key] = value;
+        }
+    }
 }
 
 /// One entry of `attached`.

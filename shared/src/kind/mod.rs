@@ -11,9 +11,11 @@ use serde_json::Value;
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
 use crate::kernel::{Fact, Kernel};
+use crate::layout::Layout;
 use crate::live::Live;
 use crate::object::{self, Opened};
 use crate::shape::Shape;
+use crate::swap::{Report, Swap};
 
 pub mod lsm;
 #[cfg(feature = "test-kinds")]
@@ -50,6 +52,8 @@ pub struct Options {
     pub replace: bool,
     /// lsm: the rules file and its text.
     pub rules: Option<(PathBuf, String)>,
+    /// The map `carry` of the version that this one replaces: its id and the shape of its values.
+    pub carry: Option<(u32, Layout)>,
     /// Only load, to hear what the verifier says: lsm loads the programs of all hooks then.
     pub check: bool,
 }
@@ -130,6 +134,38 @@ pub trait Kind: Sync {
     /// Whether the policy was switched on; one that was not is the rest of an interrupted attach.
     fn is_on(&self, _live: &Live) -> bool {
         true
+    }
+
+    /// Whether the kernel's own `name` can be swapped for a policy of this kind.
+    ///
+    /// # Errors
+    /// There is no such thing.
+    fn kernel_side(&self, name: &str) -> Result<()> {
+        Err(Error::config(format!("`kernel/{name}` can't be swapped for {} policies", self.name()))
+            .into())
+    }
+
+    /// Does or finishes a swap, and drops its record when that is complete.
+    ///
+    /// # Errors
+    /// What the kernel says; the caller reverts it then.
+    fn swap(&self, _swap: &mut Swap<'_>) -> Result<Report> {
+        Err(Error::failed(format!("this polity can't swap {} policies yet", self.name()))
+            .hint("detach the one and attach the other")
+            .into())
+    }
+
+    /// Reverts a swap, from wherever it was interrupted. The caller drops its record.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn abort_swap(&self, _swap: &mut Swap<'_>) -> Result<Report> {
+        Ok(Report::default())
+    }
+
+    /// Whether a swap has replaced the policy and nothing runs it any more.
+    fn is_spent(&self, _live: &Live) -> bool {
+        false
     }
 
     /// In what an attached policy differs from what is asked for, beyond parameters; in words.

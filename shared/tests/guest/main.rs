@@ -22,8 +22,10 @@ mod run_killed;
 mod scripts;
 mod set;
 mod snapshot;
+mod sockets;
 mod stats;
 mod stranger;
+mod swap;
 mod trial;
 mod watching;
 
@@ -61,6 +63,7 @@ fn all() -> Vec<Trial> {
     trials.extend(watching::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
+    trials.extend(swap::trials());
     trials.extend(scripts::trials());
     trials.extend(killed::trials());
     trials

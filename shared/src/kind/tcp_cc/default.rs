@@ -29,7 +29,11 @@ pub fn current() -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-fn set(name: &str) -> Result<()> {
+/// Makes `name` the default of the namespace that the calling thread is in.
+///
+/// # Errors
+/// No such algorithm, or one that this namespace may not have.
+pub fn set(name: &str) -> Result<()> {
     std::fs::write(SYSCTL, name).map_err(|e| {
         let error = Error::failed(format!("can't make `{name}` the default: {e}"));
         match e.raw_os_error() {
@@ -110,7 +114,11 @@ impl Undo {
         Ok(Self { map, path })
     }
 
-    fn keep(&self, ns: &Netns, default: &str) -> Result<()> {
+    /// Records the default that has to come back in `ns`, unless that is done.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn keep(&self, ns: &Netns, default: &str) -> Result<()> {
         let value = padded(default);
         // What was there first is what has to come back.
         match self.map.update(&ns.inode.to_ne_bytes(), &value, MapFlags::NO_EXIST) {
@@ -119,7 +127,8 @@ impl Undo {
         }
     }
 
-    fn value(&self, key: u64) -> Option<String> {
+    /// What has to come back in the namespace with this inode number.
+    pub fn value(&self, key: u64) -> Option<String> {
         let value = self.map.lookup(&key.to_ne_bytes(), MapFlags::ANY).ok()??;
         let end = value.iter().position(|b| *b == 0)?;
         String::from_utf8(value[..end].to_vec()).ok()

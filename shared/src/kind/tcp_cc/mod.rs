@@ -7,18 +7,23 @@
 use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
 
+use self::algorithm::Algorithm;
 use self::default::{Pending, Undo};
-use self::sockets::{Iterators, Move};
+use self::sockets::{Iterators, Move, NEEDS_ECN};
 use super::{Kind, Options, Session, attach_programs, attach_struct_ops};
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
 use crate::kernel::{Fact, Kernel};
 use crate::live::Live;
 use crate::object::{self, Opened};
+use crate::swap::{Journal, Report, Swap};
 
+pub mod algorithm;
 pub mod default;
 pub mod netns;
 pub mod sockets;
+pub mod swap;
+pub mod upgrade;
 
 const OPS: &str = "tcp_congestion_ops";
 /// `TCP_CONG_NEEDS_ECN` of net/tcp.h.
@@ -31,6 +36,15 @@ pub struct TcpCc;
 /// without the `-` that it does not take.
 pub fn algorithm(policy: &str) -> String {
     format!("bpf_{}", policy.rsplit('/').next().unwrap_or(policy).replace('-', "_"))
+}
+
+/// The kernel's name of one side of a swap: a policy, `kernel/NAME` or plainly NAME.
+pub fn name_of(side: &str) -> String {
+    match side.split_once('/') {
+        Some(("kernel", name)) => name.to_owned(),
+        Some(_) => algorithm(side),
+        None => side.to_owned(),
+    }
 }
 
 impl Kind for TcpCc {
@@ -78,7 +92,7 @@ impl Kind for TcpCc {
                 .hint("it moves established sockets to the new default")
                 .into());
         }
-        Ok(Box::new(Algorithm {
+        Ok(Box::new(Registration {
             name: algorithm(&policy.id()),
             map: String::new(),
             default: options.default,
@@ -128,6 +142,7 @@ impl Kind for TcpCc {
         let undo = Undo::open(&name);
         default::restore(&name, undo.as_ref())?;
         sockets::evacuate(&name)?;
+        swap::unretire(policy);
         if let Some(undo) = undo {
             undo.remove();
         }
@@ -138,8 +153,38 @@ impl Kind for TcpCc {
         Ok(())
     }
 
+    fn kernel_side(&self, name: &str) -> Result<()> {
+        if name.starts_with("bpf_") {
+            return Err(Error::config(format!("`{name}` is no algorithm of the kernel's own"))
+                .hint("a policy is called tcp-cc/NAME")
+                .into());
+        }
+        Algorithm::find(name, &Iterators::load()?).map(|_| ())
+    }
+
+    fn swap(&self, swap: &mut Swap<'_>) -> Result<Report> {
+        swap::go(swap)
+    }
+
+    fn abort_swap(&self, swap: &mut Swap<'_>) -> Result<Report> {
+        swap::back(swap)
+    }
+
+    fn is_spent(&self, live: &Live) -> bool {
+        let policy = &live.meta.policy;
+        // Until the swap is complete the old policy is what `--abort` goes back to.
+        Journal::open().is_none() && swap::is_retired(policy) && swap::is_idle(live)
+    }
+
     fn drift(&self, live: &[&Live]) -> Vec<(String, String)> {
         let mut found = Vec::new();
+        if Journal::open().is_some_and(|j| j.record.kind == self.name()) {
+            // Neither here nor there: that is for the swap to finish or to revert.
+            return found;
+        }
+        if live.is_empty() {
+            sockets::forget_marks();
+        }
         let available = default::available();
         for name in default::ghosts(&available) {
             let policy = format!("tcp-cc/{}", name.trim_start_matches("bpf_"));
@@ -163,7 +208,8 @@ impl Kind for TcpCc {
                 found.push((policy, what));
             }
         }
-        for policy in live.iter().filter(|l| l.meta.default) {
+        let wanted = |l: &&&Live| l.meta.default && !swap::is_retired(&l.meta.policy);
+        for policy in live.iter().filter(wanted) {
             let name = algorithm(&policy.meta.policy);
             if let Some(current) = default::initial().ok().filter(|c| *c != name) {
                 let what = format!("asked to be the default, but that is `{current}`");
@@ -174,7 +220,7 @@ impl Kind for TcpCc {
     }
 }
 
-struct Algorithm {
+struct Registration {
     name: String,
     map: String,
     default: bool,
@@ -182,7 +228,7 @@ struct Algorithm {
     needs_ecn: bool,
 }
 
-impl Session for Algorithm {
+impl Session for Registration {
     fn open(&mut self, opened: &mut Opened, policy: &Policy, _kernel: &Kernel) -> Result<()> {
         self.map = object::struct_ops(policy, &opened.shape, OPS)?.map.clone();
         if !opened.set_struct_ops_text(&self.map, "name", &self.name) {
@@ -245,12 +291,12 @@ fn complete(name: &str, undo: &Undo) -> Result<()> {
         let what = Move {
             from: &pending.from,
             to: name,
-            needs_ecn: pending.needs_ecn,
-            include_chosen: false,
+            no_ecn_to: "",
+            flags: if pending.needs_ecn { NEEDS_ECN } else { 0 },
         };
         let report = Iterators::load()?.migrate(&what)?;
-        let left = report.left.len();
-        crate::out::eprintln(&format!("moved {} sockets, left {left}", report.moved));
+        let (moved, left) = (report.sockets.moved + report.sockets.listeners, report.left.len());
+        crate::out::eprintln(&format!("moved {moved} sockets, left {left}"));
     }
     undo.finished();
     Ok(())

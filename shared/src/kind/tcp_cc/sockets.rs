@@ -9,63 +9,64 @@ use std::path::{Path, PathBuf};
 
 use libbpf_rs::btf::BtfKind;
 use libbpf_rs::{MapCore, Object, ObjectBuilder};
-use serde::Serialize;
 use serde_json::Value;
 
+use super::algorithm::Algorithm;
 use super::default;
 use super::netns::{self, Netns};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::shape::{Global, Shape};
+use crate::swap::{Left, Sockets};
 use crate::{log, sys, tree};
 
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tcp_iter.bpf.o"));
 
-/// `enum polity_tcp_flags` of tcp_iter.h.
-const NEEDS_ECN: u32 = 1;
-const INCLUDE_CHOSEN: u32 = 2;
+/// `enum polity_tcp_flags` of tcp_iter.h: leave sockets without ECN, as the kernel would mark
+/// their packets all the same.
+pub const NEEDS_ECN: u32 = 1;
+/// Also sockets whose application chose its algorithm.
+pub const INCLUDE_CHOSEN: u32 = 2;
+/// Only listeners.
+pub const LISTENERS: u32 = 8;
+/// Who chose the old version of an algorithm has also chosen the new one.
+pub const KEEP_CHOSEN: u32 = 16;
+/// Only what the swap with this id has moved.
+pub const OF_SWAP: u32 = 32;
 
 /// A pass that moves nothing ends the move; so many are tried under a storm of new sockets.
-const PASSES: u64 = 32;
+pub const PASSES: u32 = 32;
 
 /// What became of the sockets of an algorithm.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default)]
 pub struct Report {
-    /// Sockets that run the new algorithm now.
-    pub moved: u64,
-    /// Sockets that may not be moved (a route's lock).
-    pub pinned: u64,
-    /// Sockets that the kernel refused to move.
-    pub failed: u64,
+    /// How many were moved and how many not.
+    pub sockets: Sockets,
     /// Each socket that was not moved.
     pub left: Vec<Left>,
 }
 
-/// A socket that was left, and why.
-#[derive(Debug, Serialize)]
-pub struct Left {
-    /// Its network namespace.
-    pub netns: String,
-    /// Its own address and port.
-    pub local: String,
-    /// Its peer's.
-    pub remote: String,
-    /// `pinned`, `chosen`, `no-ecn`, `connecting` or `failed`.
-    pub why: String,
-}
-
 /// Which sockets to move, and where to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Move<'a> {
     /// The algorithm they run.
     pub from: &'a str,
     /// The one they are to run.
     pub to: &'a str,
-    /// Whether that one needs ECN: sockets without it are left, as the kernel would mark their
-    /// packets all the same.
-    pub needs_ecn: bool,
-    /// Also those whose application chose its algorithm.
-    pub include_chosen: bool,
+    /// Where sockets without ECN go, where the new algorithm needs it; empty: they are left.
+    pub no_ecn_to: &'a str,
+    /// See the constants above.
+    pub flags: u32,
+}
+
+/// A socket as the iterator saw it.
+pub struct Socket {
+    /// Its network namespace.
+    pub netns: String,
+    /// `struct polity_tcp_socket`.
+    pub record: Value,
+    /// The algorithm's private state.
+    pub private: Vec<u8>,
 }
 
 /// The iterator programs, loaded.
@@ -81,9 +82,13 @@ fn marks() -> PathBuf {
     Path::new(tree::ROOT).join(tree::UNDO).join("moved")
 }
 
-/// Forgets which sockets were moved by us: when nothing of ours is left.
+/// Forgets which sockets were moved by us, once none of them is open: until then they must not
+/// count as chosen by their applications.
 pub fn forget_marks() {
     let path = marks();
+    if !path.exists() || Iterators::load().and_then(|i| i.marked()).is_ok_and(|n| n > 0) {
+        return;
+    }
     let _ = std::fs::remove_file(&path);
     // Fails, as it should, while something else is recorded there.
     let _ = path.parent().map(std::fs::remove_dir);
@@ -177,11 +182,8 @@ impl Iterators {
         })
     }
 
-    /// Sockets and listeners by algorithm, in all namespaces.
-    ///
-    /// # Errors
-    /// A namespace that can't be walked.
-    pub fn count(&self) -> Result<BTreeMap<String, u64>> {
+    /// Walks the sockets of all namespaces; the counts by algorithm, as the iterator has them.
+    fn counts(&self) -> Result<BTreeMap<String, [u64; 3]>> {
         for ns in netns::all() {
             self.walk("polity_tcp_count", &ns)?;
         }
@@ -192,13 +194,26 @@ impl Iterators {
                 sys::map_lookup(&map, &key, &mut value)?;
                 let end = key.iter().position(|b| *b == 0).unwrap_or(key.len());
                 let name = String::from_utf8_lossy(&key[..end]).into_owned();
-                // struct polity_tcp_count: sockets, listeners.
+                // struct polity_tcp_count: sockets, listeners, marked.
                 let number = Layout::Int { size: 8, signed: false };
-                let parts = value.chunks_exact(8).filter_map(|b| number.number(b));
-                all.insert(name, parts.sum::<i128>() as u64);
+                let part = |at: usize| number.number(value.get(at * 8..)?).map(|n| n as u64);
+                all.insert(name, [0, 1, 2].map(|at| part(at).unwrap_or_default()));
             }
         }
         Ok(all)
+    }
+
+    /// Sockets and listeners by algorithm, in all namespaces.
+    ///
+    /// # Errors
+    /// A namespace that can't be walked.
+    pub fn count(&self) -> Result<BTreeMap<String, u64>> {
+        Ok(self.counts()?.into_iter().map(|(name, n)| (name, n[0] + n[1])).collect())
+    }
+
+    /// Open sockets that we have moved.
+    fn marked(&self) -> Result<u64> {
+        Ok(self.counts()?.values().map(|n| n[2]).sum())
     }
 
     /// Moves sockets, namespace by namespace, until a pass moves none.
@@ -206,35 +221,40 @@ impl Iterators {
     /// # Errors
     /// A namespace that can't be walked; what was moved stays moved.
     pub fn migrate(&mut self, what: &Move<'_>) -> Result<Report> {
-        self.pin_marks()?;
-        let mut flags = 0;
-        if what.needs_ecn {
-            flags |= NEEDS_ECN;
-        }
-        if what.include_chosen {
-            flags |= INCLUDE_CHOSEN;
-        }
-        let mut report = Report::default();
-        for pass in 0..PASSES {
-            // Differs from pass to pass, over processes too: the marks are pinned.
-            let epoch = u64::from(std::process::id()) << 32 | (pass + 1);
-            self.configure(&[
-                ("from", what.from.as_bytes()),
-                ("to", what.to.as_bytes()),
-                ("epoch", &epoch.to_le_bytes()),
-                ("flags", &flags.to_le_bytes()),
-            ])?;
-            let before = report.moved;
-            report.left.clear();
-            (report.pinned, report.failed) = (0, 0);
-            for ns in netns::all() {
-                let bytes = self.walk("polity_tcp_move", &ns)?;
-                for record in bytes.chunks_exact(self.moved.size()) {
-                    report.add(&ns.name, &self.moved.json(record));
-                }
-            }
-            if report.moved == before {
+        let id = fresh_id();
+        let mut sum = Report::default();
+        for number in 1..=PASSES {
+            let pass = self.pass(what, id, number)?;
+            let moved = pass.sockets.moved + pass.sockets.listeners;
+            sum.left = pass.left;
+            sum.sockets.add(&pass.sockets);
+            if moved == 0 {
                 break;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// One pass over the sockets of all namespaces. What a pass of the same numbers has moved
+    /// before, in a process that was killed, counts as moved again.
+    ///
+    /// # Errors
+    /// A namespace that can't be walked; what was moved stays moved.
+    pub fn pass(&mut self, what: &Move<'_>, id: u32, number: u32) -> Result<Report> {
+        self.pin_marks()?;
+        let epoch = u64::from(id) << 32 | u64::from(number);
+        self.configure(&[
+            ("from", what.from.as_bytes()),
+            ("to", what.to.as_bytes()),
+            ("no_ecn_to", what.no_ecn_to.as_bytes()),
+            ("epoch", &epoch.to_le_bytes()),
+            ("flags", &what.flags.to_le_bytes()),
+        ])?;
+        let mut report = Report::default();
+        for ns in netns::all() {
+            let bytes = self.walk("polity_tcp_move", &ns)?;
+            for record in bytes.chunks_exact(self.moved.size()) {
+                report.add(&ns.name, &self.moved, record);
             }
         }
         Ok(report)
@@ -244,41 +264,76 @@ impl Iterators {
     ///
     /// # Errors
     /// A namespace that can't be walked.
-    pub fn list(&self, algorithm: &str) -> Result<Vec<(String, Vec<u8>, Value)>> {
-        self.configure(&[("from", algorithm.as_bytes())])?;
+    pub fn list(&self, algorithm: &str) -> Result<Vec<Socket>> {
         let mut all = Vec::new();
         for ns in netns::all() {
-            let bytes = self.walk("polity_tcp_list", &ns)?;
-            for record in bytes.chunks_exact(self.socket.size()) {
-                all.push((ns.name.clone(), record.to_vec(), self.socket.json(record)));
-            }
+            all.extend(self.list_in(&ns, algorithm)?);
         }
         Ok(all)
     }
+
+    /// The same, of one namespace.
+    ///
+    /// # Errors
+    /// It can't be walked.
+    pub fn list_in(&self, ns: &Netns, algorithm: &str) -> Result<Vec<Socket>> {
+        self.configure(&[("from", algorithm.as_bytes())])?;
+        let private = self.socket.members().iter().find(|m| m.name == "ca_priv");
+        let private = private.map_or(0..0, |m| m.offset..m.offset + m.layout.size());
+        let bytes = self.walk("polity_tcp_list", ns)?;
+        let socket = |record: &[u8]| Socket {
+            netns: ns.name.clone(),
+            record: self.socket.json(record),
+            private: record.get(private.clone()).unwrap_or_default().to_vec(),
+        };
+        Ok(bytes.chunks_exact(self.socket.size()).map(socket).collect())
+    }
+}
+
+/// Tells one move from all others as long as the machine runs: the marks outlive processes.
+pub fn fresh_id() -> u32 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    // Microseconds would come round every 71 minutes, 16 of them do after 19 hours.
+    ((now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000) / 16) as u32 | 1
 }
 
 impl Report {
-    fn add(&mut self, netns: &str, record: &Value) {
+    fn add(&mut self, netns: &str, layout: &Layout, record: &[u8]) {
+        const TCP_LISTEN: i128 = 10;
+        let number = |name: &str, layout: &Layout, record: &[u8]| {
+            let member = layout.members().iter().find(|m| m.name == name)?;
+            member.layout.number(record.get(member.offset..)?)
+        };
+        let id = layout.members().iter().find(|m| m.name == "id");
+        let state = id.and_then(|id| number("state", &id.layout, record.get(id.offset..)?));
+        // Ten thousand sockets that moved need no text.
+        if number("result", layout, record) == Some(0) {
+            match state == Some(TCP_LISTEN) {
+                true => self.sockets.listeners += 1,
+                false => self.sockets.moved += 1,
+            }
+            return;
+        }
+        let record = layout.json(record);
         let why = match record["result"].as_str().unwrap_or_default() {
-            "POLITY_TCP_MOVED" => {
-                self.moved += 1;
-                return;
-            }
             "POLITY_TCP_ALREADY" => return,
-            "POLITY_TCP_PINNED" => {
-                self.pinned += 1;
-                "pinned"
-            }
+            "POLITY_TCP_PINNED" => "locked",
             "POLITY_TCP_CHOSEN" => "chosen",
             "POLITY_TCP_NO_ECN" => "no-ecn",
             "POLITY_TCP_CONNECTING" => "connecting",
-            _ => {
-                self.failed += 1;
-                "failed"
-            }
+            _ => "failed",
         };
-        let (local, remote) = ends(record);
-        self.left.push(Left { netns: netns.to_owned(), local, remote, why: why.to_owned() });
+        match why {
+            "failed" => self.sockets.failed += 1,
+            _ => self.sockets.pinned += 1,
+        }
+        let error = record["error"].as_i64().filter(|e| *e != 0 && why == "failed");
+        let why = match error {
+            Some(e) => format!("failed: {}", std::io::Error::from_raw_os_error(-e as i32)),
+            None => why.to_owned(),
+        };
+        let (local, remote) = ends(&record);
+        self.left.push(Left { netns: netns.to_owned(), local, remote, why });
     }
 }
 
@@ -321,12 +376,12 @@ pub fn evacuate(algorithm: &str) -> Result<()> {
     if iterators.count()?.get(algorithm).copied().unwrap_or(0) == 0 {
         return Ok(());
     }
-    let to = default::current()?;
+    let to = Algorithm::find(&default::initial()?, &iterators)?;
     let report = iterators.migrate(&Move {
         from: algorithm,
-        to: &to,
-        needs_ecn: false,
-        include_chosen: true,
+        to: &to.name,
+        no_ecn_to: "reno",
+        flags: INCLUDE_CHOSEN | to.needs_ecn(),
     })?;
     for left in &report.left {
         tracing::warn!(

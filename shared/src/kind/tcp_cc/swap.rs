@@ -1,0 +1,309 @@
+//! From one congestion control to another: defaults, listeners and established sockets.
+//!
+//! Both are registered all the while, so there is no gap. Namespaces, listeners and sockets come
+//! into being while we work: passes over all of them are repeated until one changes nothing. A
+//! pass is numbered in the journal before it begins; when it is cut short, the next process
+//! repeats it under the same number, and sockets that bear that number count as moved by it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use libbpf_rs::{MapCore, MapHandle, MapType};
+use serde::{Deserialize, Serialize};
+
+use super::algorithm::Algorithm;
+use super::default::{self, Undo};
+use super::netns::{self, Netns};
+use super::sockets::{self, INCLUDE_CHOSEN, Iterators, LISTENERS, Move, OF_SWAP, PASSES};
+use super::{name_of, upgrade};
+use crate::error::{Error, Result};
+use crate::kind;
+use crate::live::Live;
+use crate::swap::{Report, Swap, is_kernel};
+use crate::{sys, tree};
+
+/// How long to wait for sockets that are closing, or whose handshake is not over.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What the journal keeps for us.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub struct Progress {
+    /// Which swap the marks of moved sockets tell of.
+    pub id: u32,
+    /// The pass at work.
+    pub pass: u32,
+    /// Which way it goes.
+    pub back: bool,
+    /// Namespaces whose default the swap changes, by inode number.
+    pub namespaces: BTreeMap<u64, String>,
+    /// For an upgrade: the id of the old version's record.
+    #[serde(default)]
+    pub old: u32,
+}
+
+/// A swap at work, with the iterators.
+pub struct Work<'a, 'b> {
+    swap: &'a mut Swap<'b>,
+    /// What the journal keeps for us.
+    pub progress: Progress,
+    /// What was done so far.
+    pub report: Report,
+    /// The programs that move sockets.
+    pub iterators: Iterators,
+}
+
+/// Does or finishes a swap.
+///
+/// # Errors
+/// What the kernel says.
+pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
+    let record = swap.journal.record.clone();
+    let (from, to) = (name_of(&record.from), name_of(&record.to));
+    if record.from == record.to {
+        return upgrade::go(swap);
+    }
+    let is_default = default::initial()? == from;
+    swap.attach_new(&kind::Options { default: is_default, ..Default::default() })?;
+    let mut work = Work::begin(swap)?;
+    unretire(&record.to);
+    let new = Algorithm::find(&to, &work.iterators)?;
+    let no_ecn = match &record.options.no_ecn_to {
+        Some(name) => Some(Algorithm::find(&name_of(name), &work.iterators)?),
+        None => None,
+    };
+    if no_ecn.as_ref().is_some_and(|a| a.needs_ecn() != 0) {
+        return Err(Error::config("--no-ecn-to takes an algorithm that needs no ECN").into());
+    }
+    let mut flags = new.needs_ecn();
+    if !record.options.migrate {
+        flags |= LISTENERS;
+    }
+    if record.options.include_chosen {
+        flags |= INCLUDE_CHOSEN;
+    }
+    let no_ecn_to = no_ecn.as_ref().map_or("", |a| a.name.as_str());
+    let what = Move { from: &from, to: &to, no_ecn_to, flags };
+    let undo = Undos::of(&record.from, &record.to)?;
+    work.passes(&what, |work, ns| {
+        if ns.enter(default::current).ok().as_deref() != Some(&from) {
+            return Ok(false);
+        }
+        if work.progress.namespaces.insert(ns.inode, ns.name.clone()).is_none() {
+            work.save()?;
+        }
+        undo.hand_on(ns)?;
+        ns.enter(|| default::set(&to)).map(|()| true)
+    })?;
+    let mut report = work.report;
+    if !is_kernel(&record.from) {
+        retire(&record.from)?;
+        let old = swap.old()?;
+        let start = Instant::now();
+        while !is_idle(&old) && start.elapsed() < PATIENCE && report.left.is_empty() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    report.retired = swap.complete()?;
+    Ok(report)
+}
+
+/// Takes back what a swap has done so far.
+///
+/// # Errors
+/// What the kernel says.
+pub fn back(swap: &mut Swap<'_>) -> Result<Report> {
+    let record = swap.journal.record.clone();
+    if record.from == record.to {
+        return upgrade::back(swap);
+    }
+    unretire(&record.from);
+    let (from, to) = (name_of(&record.from), name_of(&record.to));
+    let mut work = Work::begin(swap)?;
+    let old = Algorithm::find(&from, &work.iterators)?;
+    // What the swap brought goes again, so nothing is to run it. What was there before keeps the
+    // sockets that it had.
+    let whose = if record.fresh { INCLUDE_CHOSEN } else { OF_SWAP };
+    let what = Move { from: &to, to: &from, no_ecn_to: "", flags: whose | old.needs_ecn() };
+    work.passes(&what, |work, ns| {
+        let ours = record.fresh || work.progress.namespaces.contains_key(&ns.inode);
+        if !ours || ns.enter(default::current).ok().as_deref() != Some(&to) {
+            return Ok(false);
+        }
+        ns.enter(|| default::set(&from)).map(|()| true)
+    })?;
+    if let Some(name) = &record.options.no_ecn_to {
+        let name = name_of(name);
+        let what = Move { from: &name, to: &from, no_ecn_to: "", flags: OF_SWAP };
+        work.passes(&what, |_, _| Ok(false))?;
+    }
+    Ok(work.report)
+}
+
+impl<'a, 'b> Work<'a, 'b> {
+    /// Takes up what the journal says.
+    ///
+    /// # Errors
+    /// The iterators can't be loaded.
+    pub fn begin(swap: &'a mut Swap<'b>) -> Result<Self> {
+        let record = &swap.journal.record;
+        let mut progress: Progress =
+            serde_json::from_value(record.extra.clone()).unwrap_or_default();
+        if progress.id == 0 {
+            progress.id = sockets::fresh_id();
+            progress.pass = 1;
+        }
+        if progress.back != record.aborting {
+            progress.back = record.aborting;
+            progress.pass += 1;
+        }
+        let iterators = Iterators::load()?;
+        let mut report = Report::default();
+        if !record.aborting {
+            report.sockets.moved = record.moved;
+        }
+        let work = Self { swap, progress, report, iterators };
+        Ok(work)
+    }
+
+    /// Writes the journal.
+    ///
+    /// # Errors
+    /// It has no room.
+    pub fn save(&mut self) -> Result<()> {
+        let record = &mut self.swap.journal.record;
+        record.extra = serde_json::to_value(&self.progress)?;
+        record.moved = self.report.sockets.moved;
+        record.left = self.report.left.len() as u64;
+        self.swap.journal.save()
+    }
+
+    /// Moves defaults with `change`, which tells whether it changed one, and sockets, until
+    /// there is nothing left to move.
+    ///
+    /// # Errors
+    /// The initial namespace refuses; a namespace that can't be walked.
+    pub fn passes(
+        &mut self,
+        what: &Move<'_>,
+        change: impl Fn(&mut Self, &Netns) -> Result<bool>,
+    ) -> Result<()> {
+        let before = self.report.sockets;
+        let mut waiting = None;
+        for _ in 0..PASSES {
+            self.save()?;
+            let changed = self.defaults(&change)?;
+            let pass = self.iterators.pass(what, self.progress.id, self.progress.pass)?;
+            self.progress.pass += 1;
+            self.report.left = pass.left;
+            self.report.sockets.add(&pass.sockets);
+            let connecting = self.report.left.iter().any(|l| l.why == "connecting");
+            if changed || pass.sockets.moved + pass.sockets.listeners > 0 {
+                continue;
+            }
+            let since = *waiting.get_or_insert_with(Instant::now);
+            if !connecting || since.elapsed() > PATIENCE {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.report.sockets.pinned = self.report.sockets.pinned.max(before.pinned);
+        self.save()
+    }
+
+    fn defaults(&mut self, change: &impl Fn(&mut Self, &Netns) -> Result<bool>) -> Result<bool> {
+        let mut changed = false;
+        // The initial one first: a child that is made meanwhile takes its default from it.
+        for (index, ns) in netns::all().iter().enumerate() {
+            match change(self, ns) {
+                Ok(true) => {
+                    changed = true;
+                    self.report.namespaces.push(ns.name.clone());
+                }
+                Ok(false) => {}
+                Err(e) if index == 0 => return Err(e),
+                Err(e) => {
+                    let refused = (ns.name.clone(), format!("{e:#}"));
+                    if !self.report.refused.iter().any(|(name, _)| *name == refused.0) {
+                        self.report.refused.push(refused);
+                    }
+                }
+            }
+        }
+        Ok(changed)
+    }
+}
+
+/// What has to come back when the policies go: from the old one's record to the new one's.
+struct Undos {
+    old: Option<Undo>,
+    new: Option<Undo>,
+    kernels: Option<String>,
+    first: Option<u64>,
+}
+
+impl Undos {
+    fn of(from: &str, to: &str) -> Result<Self> {
+        Ok(Self {
+            old: Undo::open(&name_of(from)).filter(|_| !is_kernel(from)),
+            new: if is_kernel(to) { None } else { Some(Undo::create(&name_of(to))?) },
+            kernels: is_kernel(from).then(|| name_of(from)),
+            first: netns::all().first().map(|ns| ns.inode),
+        })
+    }
+
+    fn hand_on(&self, ns: &Netns) -> Result<()> {
+        let Some(new) = &self.new else { return Ok(()) };
+        let recorded = |inode: u64| self.old.as_ref()?.value(inode);
+        let origin = self
+            .kernels
+            .clone()
+            .or_else(|| recorded(ns.inode))
+            // Made while the old one was the default.
+            .or_else(|| recorded(self.first?));
+        match origin {
+            Some(origin) => new.keep(ns, &origin),
+            None => Ok(()),
+        }
+    }
+}
+
+fn retired(policy: &str) -> PathBuf {
+    Path::new(tree::ROOT).join(tree::UNDO).join(format!("retired-{}", name_of(policy)))
+}
+
+/// Has the policy go when nothing runs it any more.
+fn retire(policy: &str) -> Result<()> {
+    let path = retired(policy);
+    if path.exists() {
+        return Ok(());
+    }
+    tree::make(path.parent().unwrap_or(&path))?;
+    let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
+        ..Default::default()
+    };
+    // Nothing else can be pinned than a BPF object.
+    let mut map = MapHandle::create(MapType::Array, Some("polity_retired"), 4, 4, 1, &options)?;
+    Ok(map.pin(&path)?)
+}
+
+/// Takes that back.
+pub fn unretire(policy: &str) {
+    let path = retired(policy);
+    let _ = std::fs::remove_file(&path);
+    // Fails, as it should, while something else is recorded there.
+    let _ = path.parent().map(std::fs::remove_dir);
+}
+
+/// Whether a swap has replaced the policy.
+pub fn is_retired(policy: &str) -> bool {
+    retired(policy).exists()
+}
+
+/// Whether no socket and no namespace refers to the policy: only its link does.
+pub fn is_idle(live: &Live) -> bool {
+    let maps = live.meta.links.keys().filter_map(|name| live.map(name));
+    let mut ops = maps.filter(|m| m.map_type() == MapType::StructOps);
+    ops.all(|m| sys::struct_ops_refcount(&m).is_some_and(|n| n <= 1))
+}

@@ -1,0 +1,414 @@
+//! From one policy to another on a live system.
+//!
+//! What a swap has to do differs from kind to kind and stands behind `Kind::swap`. What is the
+//! same stands here: the two sides, and the journal, a pinned map that says which swap is under
+//! way. It is written before anything is changed, so that whatever kills the command, `status`
+//! says so, the same command finishes it and `--abort` reverts it.
+
+use std::path::{Path, PathBuf};
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::attach::{self, Loaded};
+use crate::catalog;
+use crate::error::{Error, Result};
+use crate::history;
+use crate::kind::{self, Kind};
+use crate::live::{self, Live};
+use crate::params::Assignment;
+use crate::tree::{self, Tree};
+
+/// What the user asked for.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+pub struct Options {
+    /// tcp-cc: move established sockets, not only defaults and listeners.
+    pub migrate: bool,
+    /// tcp-cc: move sockets whose application chose its algorithm, too.
+    pub include_chosen: bool,
+    /// tcp-cc: where sockets without ECN go.
+    pub no_ecn_to: Option<String>,
+}
+
+/// A swap that is under way.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Record {
+    /// What gives way: `kind/name` or `kernel/name`.
+    pub from: String,
+    /// What takes its place.
+    pub to: String,
+    /// The kind that does it.
+    pub kind: String,
+    /// As asked for when it began.
+    pub options: Options,
+    /// Whether it is being reverted.
+    pub aborting: bool,
+    /// Whether the swap attached `to`, and takes it off when it is reverted.
+    pub fresh: bool,
+    /// Objects (sockets) moved so far.
+    pub moved: u64,
+    /// Objects that the last look left.
+    pub left: u64,
+    /// What the kind wants to find again.
+    #[serde(default)]
+    pub extra: Value,
+}
+
+/// The record, where another process finds it.
+pub struct Journal {
+    /// What it says.
+    pub record: Record,
+    map: MapHandle,
+}
+
+/// Bytes of a record: room for the defaults of some thousand network namespaces.
+const ROOM: u32 = 1 << 18;
+
+impl Journal {
+    fn path() -> PathBuf {
+        Path::new(tree::ROOT).join(tree::UNDO).join("swap")
+    }
+
+    /// The swap that is under way.
+    pub fn open() -> Option<Self> {
+        let map = MapHandle::from_pinned_path(Self::path()).ok()?;
+        let bytes = map.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).ok()??;
+        let end = bytes.iter().position(|b| *b == 0)?;
+        let record = serde_json::from_slice(&bytes[..end]).ok()?;
+        Some(Self { record, map })
+    }
+
+    fn create(record: Record) -> Result<Self> {
+        let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
+            ..Default::default()
+        };
+        let map = MapHandle::create(MapType::Array, Some("polity_swap"), 4, ROOM, 1, &options)?;
+        let mut journal = Self { record, map };
+        // Written before it is pinned: what is found has always something to say.
+        journal.save()?;
+        let path = Self::path();
+        tree::make(path.parent().unwrap_or(&path))?;
+        // One that nobody can read is in the way.
+        let _ = std::fs::remove_file(&path);
+        journal.map.pin(&path)?;
+        Ok(journal)
+    }
+
+    /// Writes the record, at once for whoever looks.
+    ///
+    /// # Errors
+    /// More namespaces than it has room for.
+    pub fn save(&self) -> Result<()> {
+        let mut bytes = serde_json::to_vec(&self.record)?;
+        if bytes.len() >= ROOM as usize {
+            return Err(Error::failed("the record of the swap has no room left").into());
+        }
+        bytes.resize(ROOM as usize, 0);
+        Ok(self.map.update(&0u32.to_ne_bytes(), &bytes, MapFlags::ANY)?)
+    }
+
+    fn remove(&self) {
+        let path = Self::path();
+        if path.exists()
+            && let Err(e) = std::fs::remove_file(&path)
+        {
+            tracing::warn!("can't remove {}: {e}", path.display());
+        }
+        // Fails, as it should, while something else is recorded there.
+        let _ = path.parent().map(std::fs::remove_dir);
+    }
+}
+
+/// Drops the record of a swap that one of its sides has left.
+pub fn forget(policy: &str) {
+    if let Some(journal) = Journal::open()
+        && [&journal.record.from, &journal.record.to].contains(&&policy.to_owned())
+    {
+        let Record { from, to, aborting, .. } = &journal.record;
+        if !aborting {
+            tracing::warn!("the swap from {from} to {to} ends unfinished");
+        }
+        journal.remove();
+    }
+}
+
+/// A swap at work.
+pub struct Swap<'a> {
+    /// Its record.
+    pub journal: Journal,
+    /// The new policy, where it is not attached yet or is to replace its own old code.
+    pub loaded: Option<Loaded>,
+    /// The lock.
+    pub tree: &'a Tree,
+}
+
+/// How many sockets were moved, and how many not.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Sockets {
+    /// They run the new algorithm now.
+    pub moved: u64,
+    /// They may not be moved; each is listed with the reason.
+    pub pinned: u64,
+    /// The kernel refused to move them.
+    pub failed: u64,
+    /// Listeners that were moved, counted apart.
+    pub listeners: u64,
+}
+
+impl Sockets {
+    /// Adds those moved in a later pass, which looked at all others again.
+    pub fn add(&mut self, pass: &Self) {
+        self.moved += pass.moved;
+        self.listeners += pass.listeners;
+        (self.pinned, self.failed) = (pass.pinned, pass.failed);
+    }
+}
+
+/// A socket that was left, and why.
+#[derive(Debug, Clone, Serialize)]
+pub struct Left {
+    /// Its network namespace.
+    pub netns: String,
+    /// Its own address and port.
+    pub local: String,
+    /// Its peer's.
+    pub remote: String,
+    /// `locked`, `chosen`, `no-ecn`, `connecting` or `failed: ...`.
+    pub why: String,
+}
+
+/// What a swap did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// For how long neither side was in effect, in microseconds.
+    pub gap_us: u64,
+    /// Sockets.
+    pub sockets: Sockets,
+    /// Each socket that was not moved.
+    pub left: Vec<Left>,
+    /// Namespaces whose default was changed.
+    pub namespaces: Vec<String>,
+    /// Namespaces that refused, and why.
+    pub refused: Vec<(String, String)>,
+    /// Whether the old side is gone; it stays as long as something runs it.
+    pub retired: bool,
+}
+
+/// Does, finishes or reverts (`abort`) a swap from `old` to `new`.
+///
+/// # Errors
+/// Bad usage, a policy that can't be loaded; what fails later is reverted first.
+pub fn run(
+    old: &str,
+    new: &str,
+    params: &[Assignment],
+    options: &Options,
+    abort: bool,
+) -> Result<(Record, Report)> {
+    live::need_root("swap policies")?;
+    let tree = Tree::lock()?;
+    crate::mend::sweep(&tree);
+    let (from, to) = (name(old)?, name(new)?);
+    let journal = Journal::open();
+    match &journal {
+        Some(there) => is_meant(&there.record, &from, &to)?,
+        None if abort => {
+            return Err(Error::failed("no swap is under way")
+                .hint("`polity status` shows what is attached")
+                .into());
+        }
+        None => {}
+    }
+    let record = match &journal {
+        Some(there) => there.record.clone(),
+        None => begin(&from, &to, options)?,
+    };
+    let kind = kind_of(&record.kind)?;
+    if abort && let Some(journal) = journal {
+        let mut swap = Swap { journal, loaded: None, tree: &tree };
+        let report = revert(kind, &mut swap)?;
+        history::record_command(&from, "swap reverted");
+        return Ok((swap.journal.record, report));
+    }
+    // Loaded, which can fail, before anything is written.
+    let loaded = load(&record, new, params)?;
+    let journal = match journal {
+        Some(mut there) => {
+            there.record.aborting = false;
+            there
+        }
+        None => Journal::create(Record { fresh: loaded.is_some(), ..record })?,
+    };
+    let mut swap = Swap { journal, loaded, tree: &tree };
+    match kind.swap(&mut swap) {
+        Ok(report) => {
+            history::record_command(&to, "swapped");
+            Ok((swap.journal.record, report))
+        }
+        Err(e) => Err(match revert(kind, &mut swap) {
+            Ok(_) => e.context(format!("{from} was not swapped for {to}; all is as before")),
+            Err(left) => e.context(format!(
+                "{from} was not swapped for {to}, and can't be brought back: {left:#}"
+            )),
+        }),
+    }
+}
+
+fn revert(kind: &dyn Kind, swap: &mut Swap<'_>) -> Result<Report> {
+    swap.journal.record.aborting = true;
+    swap.journal.save()?;
+    swap.loaded = None;
+    let report = kind.abort_swap(swap)?;
+    let record = &swap.journal.record;
+    if record.fresh
+        && record.from != record.to
+        && let Some(new) = live::all()?.iter().find(|l| l.meta.policy == record.to)
+    {
+        attach::detach(new, swap.tree)?;
+    }
+    swap.journal.remove();
+    Ok(report)
+}
+
+/// Fails unless the swap that is under way is the one that is meant.
+fn is_meant(record: &Record, from: &str, to: &str) -> Result<()> {
+    let (old, new) = (&record.from, &record.to);
+    if (old.as_str(), new.as_str()) == (from, to) {
+        return Ok(());
+    }
+    Err(Error::failed(format!("a swap from {old} to {new} is under way"))
+        .hint(format!(
+            "`polity swap {old} {new}` finishes it, `polity swap {old} {new} --abort` reverts it"
+        ))
+        .into())
+}
+
+/// Loads the new side, where it is to be attached or replaces its own old code.
+fn load(record: &Record, new: &str, params: &[Assignment]) -> Result<Option<Loaded>> {
+    if is_kernel(&record.to) {
+        return Ok(None);
+    }
+    let there = live::all()?.into_iter().find(|l| l.meta.policy == record.to);
+    let carry = match there {
+        Some(_) if record.from != record.to => return Ok(None),
+        Some(old) => {
+            let value = old.shape().map("carry").and_then(|m| m.value.clone());
+            old.meta.maps.get("carry").copied().zip(value)
+        }
+        None => None,
+    };
+    let options = kind::Options { carry, ..Default::default() };
+    let loaded = attach::load(catalog::find(new)?, params, &options)?;
+    for warning in &loaded.warnings {
+        tracing::info!("{warning}");
+    }
+    Ok(Some(loaded))
+}
+
+/// What a new swap is to say of itself.
+fn begin(from: &str, to: &str, options: &Options) -> Result<Record> {
+    let of = |side: &str| side.split('/').next().unwrap_or_default().to_owned();
+    let kind = match (is_kernel(from), is_kernel(to)) {
+        (false, _) => kind_of(&of(from))?,
+        (true, false) => kind_of(&of(to))?,
+        (true, true) => kind::all()
+            .find(|k| k.kernel_side(from.trim_start_matches(KERNEL)).is_ok())
+            .ok_or_else(|| Error::config(format!("the kernel has no `{from}` to swap")))?,
+    };
+    for side in [from, to] {
+        match side.strip_prefix(KERNEL) {
+            Some(name) => kind.kernel_side(name)?,
+            None if of(side) != kind.name() => {
+                return Err(Error::config(format!("{from} and {to} are of different kinds")).into());
+            }
+            None => {}
+        }
+    }
+    if !is_kernel(from) {
+        let live = live::find(from)?;
+        if live.folder.is_none() {
+            let pid = live.meta.pid.map_or_else(String::new, |p| format!(" (process {p})"));
+            return Err(Error::failed(format!("{from} is held by polity run{pid}"))
+                .hint("end that, and attach the policy: `polity attach`")
+                .into());
+        }
+    } else if from == to {
+        return Err(Error::config(format!("{from} for {to} is no swap")).into());
+    }
+    Ok(Record {
+        from: from.to_owned(),
+        to: to.to_owned(),
+        kind: kind.name().to_owned(),
+        options: options.clone(),
+        aborting: false,
+        fresh: false,
+        moved: 0,
+        left: 0,
+        extra: Value::Null,
+    })
+}
+
+const KERNEL: &str = "kernel/";
+
+/// Whether a side is the kernel's own.
+pub fn is_kernel(side: &str) -> bool {
+    side.starts_with(KERNEL)
+}
+
+/// `kind/name` of what the user named: attached, in the catalog, a folder or the kernel's own.
+fn name(side: &str) -> Result<String> {
+    if is_kernel(side) || live::all()?.iter().any(|l| l.meta.policy == side) {
+        return Ok(side.to_owned());
+    }
+    Ok(catalog::find(side)?.id())
+}
+
+fn kind_of(name: &str) -> Result<&'static dyn Kind> {
+    kind::find(name)
+        .ok_or_else(|| Error::config(format!("there is no kind of policy `{name}`")).into())
+}
+
+impl Swap<'_> {
+    /// Attaches and pins the new policy, where that is not done yet.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn attach_new(&mut self, options: &kind::Options) -> Result<()> {
+        let Some(loaded) = self.loaded.take() else { return Ok(()) };
+        attach::attach_in(self.tree, loaded, options, true)?.keep();
+        Ok(())
+    }
+
+    /// The swap is complete. Takes the old policy off, where nothing runs it any more; tells
+    /// whether it is gone. `Kind::is_spent` says so later where it is not.
+    ///
+    /// # Errors
+    /// It can't be taken off.
+    pub fn complete(&self) -> Result<bool> {
+        self.journal.remove();
+        let from = &self.journal.record.from;
+        let Some(old) = live::all()?.into_iter().find(|l| l.meta.policy == *from) else {
+            return Ok(true);
+        };
+        let spent = old.kind()?.is_spent(&old);
+        if spent {
+            attach::detach(&old, self.tree)?;
+        }
+        Ok(spent)
+    }
+
+    /// The swap is complete and there is nothing to take off.
+    pub fn forget(&self) {
+        self.journal.remove();
+    }
+
+    /// The old policy as it is in the kernel.
+    ///
+    /// # Errors
+    /// It is not attached.
+    pub fn old(&self) -> Result<Live> {
+        live::find(&self.journal.record.from)
+    }
+}

@@ -1,0 +1,181 @@
+//! Connections of our own, in any network namespace: still ones, and ones that carry data whose
+//! every byte is checked.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, scope, spawn};
+
+use rustix::net::sockopt::{set_tcp_congestion, tcp_congestion};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::polity::sh;
+
+/// The initial network namespace.
+pub const INIT: &str = "";
+
+/// Runs `work` on a thread inside a network namespace.
+pub fn inside<T: Send>(netns: &str, work: impl FnOnce() -> T + Send) -> T {
+    let enter = || {
+        if netns != INIT {
+            let file = File::open(format!("/run/netns/{netns}")).unwrap();
+            let network = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(file.as_fd(), network).unwrap();
+        }
+        work()
+    };
+    scope(|s| s.spawn(enter).join().unwrap())
+}
+
+/// Has the loopback device of a namespace up, and ECN on or off for connections to come.
+pub fn ecn(netns: &str, on: bool) {
+    let prefix = if netns == INIT { String::new() } else { format!("ip netns exec {netns} ") };
+    sh(&format!("{prefix}ip link set lo up; {prefix}sysctl -qw net.ipv4.tcp_ecn={}", u8::from(on)));
+}
+
+/// A listener and established connections to it, both ends.
+pub struct Pairs {
+    /// The listener.
+    pub listener: TcpListener,
+    /// Both ends of every connection.
+    pub ends: Vec<TcpStream>,
+}
+
+impl Pairs {
+    /// Opens `count` connections over the namespace's loopback device.
+    pub fn open(netns: &str, count: usize) -> Self {
+        let most = Rlimit { current: Some(1 << 16), maximum: Some(1 << 16) };
+        setrlimit(Resource::Nofile, most).unwrap();
+        inside(netns, || {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let mut ends = Vec::new();
+            for _ in 0..count {
+                ends.push(TcpStream::connect(address).unwrap());
+                ends.push(listener.accept().unwrap().0);
+            }
+            Self { listener, ends }
+        })
+    }
+
+    /// Has the application choose an algorithm for every connection.
+    pub fn choose(self, algorithm: &str) -> Self {
+        for end in &self.ends {
+            set_tcp_congestion(end, algorithm).unwrap();
+        }
+        self
+    }
+
+    /// Asserts that every connection runs `algorithm`, as the kernel tells the application.
+    #[track_caller]
+    pub fn run(&self, algorithm: &str) {
+        for end in &self.ends {
+            assert_eq!(running(end.as_fd()), algorithm, "{end:?}");
+        }
+    }
+
+    /// Asserts that the listener does, too.
+    #[track_caller]
+    pub fn listen(&self, algorithm: &str) {
+        assert_eq!(running(self.listener.as_fd()), algorithm);
+    }
+
+    /// The local addresses of all ends, in order.
+    pub fn addresses(&self) -> Vec<String> {
+        let mut all: Vec<_> =
+            self.ends.iter().map(|e| e.local_addr().unwrap().to_string()).collect();
+        all.sort();
+        all
+    }
+}
+
+/// The algorithm that a socket runs.
+pub fn running(socket: BorrowedFd<'_>) -> String {
+    tcp_congestion(socket).unwrap()
+}
+
+/// Data on its way in both directions of every connection of some [`Pairs`].
+pub struct Traffic {
+    stop: Arc<AtomicBool>,
+    senders: Vec<JoinHandle<u64>>,
+    receivers: Vec<JoinHandle<u64>>,
+}
+
+/// A prime, so that no power of two hides what was lost.
+const PATTERN: usize = 65_521;
+const CHUNK: usize = 8192;
+
+/// Every place of the stream has its own byte, for as long as it matters.
+fn pattern() -> Vec<u8> {
+    let mut state = 1u64;
+    let step = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    };
+    let mut all: Vec<u8> = (0..PATTERN).map(step).collect();
+    let start = all[..CHUNK].to_vec();
+    all.extend(start);
+    all
+}
+
+impl Traffic {
+    /// Starts it.
+    pub fn over(pairs: &[Pairs]) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let pattern = Arc::new(pattern());
+        let mut traffic = Self { stop, senders: Vec::new(), receivers: Vec::new() };
+        for end in pairs.iter().flat_map(|p| &p.ends) {
+            let (out, into) = (end.try_clone().unwrap(), end.try_clone().unwrap());
+            let (stop, bytes) = (traffic.stop.clone(), pattern.clone());
+            traffic.senders.push(spawn(move || send(out, &bytes, &stop)));
+            let bytes = pattern.clone();
+            traffic.receivers.push(spawn(move || receive(into, &bytes)));
+        }
+        traffic
+    }
+
+    /// Ends it. Every byte that was sent has arrived, in its place and unchanged; returns how
+    /// many there were.
+    pub fn finish(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        let sum = |threads: Vec<JoinHandle<u64>>| {
+            threads.into_iter().map(|t| t.join().unwrap()).sum::<u64>()
+        };
+        let (sent, received) = (sum(self.senders), sum(self.receivers));
+        assert!(sent > 0, "nothing was sent");
+        assert_eq!(sent, received, "bytes were lost");
+        sent
+    }
+}
+
+fn send(mut to: TcpStream, pattern: &[u8], stop: &AtomicBool) -> u64 {
+    let mut sent = 0u64;
+    while !stop.load(Ordering::Relaxed) {
+        let at = (sent % PATTERN as u64) as usize;
+        to.write_all(&pattern[at..at + CHUNK]).expect("the connection stands");
+        sent += CHUNK as u64;
+        // The guest has more to do than this.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    to.shutdown(Shutdown::Write).unwrap();
+    sent
+}
+
+fn receive(mut from: TcpStream, pattern: &[u8]) -> u64 {
+    let mut received = 0u64;
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match from.read(&mut buffer).expect("the connection stands") {
+            0 => return received,
+            n => {
+                let at = (received % PATTERN as u64) as usize;
+                assert!(buffer[..n] == pattern[at..at + n], "wrong bytes after {received}");
+                received += n as u64;
+            }
+        }
+    }
+}
