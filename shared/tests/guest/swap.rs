@@ -154,16 +154,22 @@ fn left() {
     assert_eq!(named("no-ecn"), without.addresses(), "{report:#}");
     assert_eq!(named("chosen"), chosen.addresses(), "{report:#}");
     assert_eq!(report["left"][0]["netns"], "init");
-    (with.run("bpf_dctcp"), without.run(&old), chosen.run(&old));
+    with.run("bpf_dctcp");
+    without.run(&old);
+    chosen.run(&old);
     defaults("bpf_dctcp");
 
     let rest = ["--migrate", "--include-chosen", "--no-ecn-to", "reno"];
     let report = swap(&[&[from.as_str(), "tcp-cc/dctcp"], &rest[..]].concat());
     counts(&report, 8, 0, 0);
-    (with.run("bpf_dctcp"), without.run("reno"), chosen.run("bpf_dctcp"));
+    with.run("bpf_dctcp");
+    without.run("reno");
+    chosen.run("bpf_dctcp");
 
     counts(&swap(&["tcp-cc/dctcp", &from, "--migrate"]), 8, 0, 3);
-    (with.run(&old), without.run("reno"), chosen.run(&old));
+    with.run(&old);
+    without.run("reno");
+    chosen.run(&old);
     defaults(&old);
     drop((with, without, chosen, world));
 }
