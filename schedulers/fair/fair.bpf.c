@@ -73,7 +73,6 @@ struct {
 	__type(value, struct fair_llc);
 } llcs SEC(".maps");
 
-u64 serials;		/* the last serial number given to a node */
 u32 fallback_used;	/* a task has been in the fallback queue */
 
 static struct fair_task *task_of(struct task_struct *p)
@@ -131,16 +130,22 @@ static u64 fair_weight(const struct fair_task *t, const struct fair_queue *q)
 	return (t->weight > least ? t->weight : least) ?: 1;
 }
 
-/* Adds to the virtual time what the task has run since it was last asked. */
-static u64 charge(const struct task_struct *p, struct fair_task *t)
+/*
+ * Adds to the virtual time what the task has run since it was last asked. That is not done
+ * each time it stops, which would cost those who run without anybody waiting; and what they
+ * ran that way, beyond the turn that is ending, is not held against them.
+ */
+static void charge(const struct task_struct *p, struct fair_task *t)
 {
-	u64 ran = p->se.sum_exec_runtime - t->charged;
+	u64 ran = p->se.sum_exec_runtime - t->charged, most = 4 * slice_us * NSEC;
 	struct fair_queue *q = queue_of(t->queue);
 
 	t->charged += ran;
-	if (q)
-		t->vtime += ran * NICE_0_WEIGHT / fair_weight(t, q);
-	return ran;
+	if (!q)
+		return;
+	if (before(q->clock, t->vtime))
+		q->clock = t->vtime;
+	t->vtime += (ran < most ? ran : most) * NICE_0_WEIGHT / fair_weight(t, q);
 }
 
 /*
@@ -149,10 +154,12 @@ static u64 charge(const struct task_struct *p, struct fair_task *t)
  * is not saved up. Caches share one idea of time as long as their clocks stay close, so
  * that a task takes what it is owed along when it moves.
  */
-static void place(struct fair_task *t, u32 id, const struct fair_queue *q)
+static void place(const struct task_struct *p, struct fair_task *t, u32 id,
+		  const struct fair_queue *q)
 {
 	u64 lag = lag_us * NSEC;
 
+	charge(p, t);
 	if (t->queue != id) {
 		const struct fair_queue *old = queue_of(t->queue);
 
@@ -163,19 +170,6 @@ static void place(struct fair_task *t, u32 id, const struct fair_queue *q)
 	}
 	if (before(t->vtime, q->clock - lag))
 		t->vtime = q->clock - lag;
-}
-
-/*
- * May a task that wakes take this CPU at once? It must be owed a good deal more time than
- * the one that runs, which must have had its hands on the CPU for a while. So who sleeps a
- * lot is served at once, and two tasks that keep waking each other are not torn apart.
- */
-static bool may_preempt(const struct fair_task *t, const struct fair_cpu *c)
-{
-	u64 now = scx_bpf_now();
-
-	return c->running && before(c->since + protect_us * NSEC, now) &&
-	       before(t->vtime + preempt_lag_us * NSEC, c->vtime + (now - c->since));
 }
 
 /*
@@ -192,57 +186,100 @@ static void kick(s32 cpu, u64 flags)
 	scx_bpf_kick_cpu(cpu, flags);
 }
 
-static bool preempt(struct task_struct *p, const struct fair_task *t,
-		    const struct fair_queue *q, s32 cpu)
+/*
+ * May a task that wakes take this CPU at once? It must be owed a good deal more time than
+ * the one that runs, which must have had its hands on the CPU for a while. So who sleeps a
+ * lot is served at once, and two tasks that keep waking each other are not torn apart.
+ */
+static bool take(u32 cpu, const struct fair_task *t, u64 now)
 {
+	struct task_struct *curr = __COMPAT_scx_bpf_cpu_curr(cpu);
 	struct fair_cpu *c = cpu_of(cpu);
+	struct fair_task *victim;
+	u64 since, claimed;
 
-	if (!c || !may_preempt(t, c))
+	/* Idle, or of a higher class? */
+	if (!c || !curr || !(curr->scx.flags & SCX_TASK_QUEUED))
+		return false;
+	since = curr->sched_info.last_arrival;
+	if (before(now, since + protect_us * NSEC))
+		return false;
+	victim = task_of(curr);
+	if (!victim || !before(t->vtime + preempt_lag_us * NSEC, victim->vtime + (now - since)))
 		return false;
 	/* Nobody else shall choose the same victim before the switch is made. */
-	c->running = 0;
-	stat_inc(preemptions);
-	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q), SCX_ENQ_PREEMPT);
-	return true;
+	claimed = c->victim;
+	return claimed != since && __sync_val_compare_and_swap(&c->victim, claimed, since) == claimed;
+}
+
+/*
+ * A CPU for a task that wakes and finds none idle: where it was, then near, then anywhere.
+ * Negative when everybody runs by right.
+ */
+static s32 find_victim(const struct task_struct *p, const struct fair_task *t, s32 prev_cpu)
+{
+	u32 i, cpu, llc = llc_of(prev_cpu);
+	u64 now = scx_bpf_now();
+
+	if (take(prev_cpu, t, now))
+		return prev_cpu;
+	bpf_for(i, 1, NEIGHBOURS) {
+		if (i >= polity_nr_cpus)
+			break;
+		cpu = (prev_cpu + i) % polity_nr_cpus;
+		if (llc_of(cpu) == llc && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
+		    take(cpu, t, now))
+			return cpu;
+	}
+	bpf_for(i, 1, NEIGHBOURS) {
+		if (i >= polity_nr_cpus)
+			break;
+		cpu = (prev_cpu + i) % polity_nr_cpus;
+		if (llc_of(cpu) != llc && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
+		    take(cpu, t, now))
+			return cpu;
+	}
+	return -1;
 }
 
 s32 BPF_STRUCT_OPS(fair_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
-	struct fair_task *t = task_of(p);
 	struct fair_queue *q;
+	struct fair_task *t;
 	bool idle = false;
-	s32 cpu, this_cpu;
+	s32 cpu, victim;
 	u32 id;
 
 	cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);
+	if (idle) {
+		stat_inc(direct);
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_us * NSEC, 0);
+		return cpu;
+	}
+	t = task_of(p);
 	if (!t)
 		return cpu;
 	id = queue_for(t, cpu);
 	q = queue_of(id);
 	if (!q)
 		return cpu;
-	place(t, id, q);
-	if (idle) {
-		stat_inc(direct);
-		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q), 0);
+	place(p, t, id, q);
+	if (!before(t->vtime + preempt_lag_us * NSEC, q->clock))
 		return cpu;
-	}
-	if (preempt(p, t, q, cpu))
+	victim = find_victim(p, t, cpu);
+	if (victim < 0)
 		return cpu;
-	this_cpu = bpf_get_smp_processor_id();
-	if (this_cpu != cpu && llc_of(this_cpu) == llc_of(cpu) &&
-	    bpf_cpumask_test_cpu(this_cpu, p->cpus_ptr) && preempt(p, t, q, this_cpu))
-		return this_cpu;
-	return cpu;
+	stat_inc(preemptions);
+	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q), SCX_ENQ_PREEMPT);
+	return victim;
 }
 
 /* Puts the task's node into its tree, or finds that it is there. */
 static bool queue_task(struct task_struct *p, struct fair_task *t, u32 id, struct fair_queue *q)
 {
 	struct fair_node *n;
-	bool moved = t->queue != id;
 
-	place(t, id, q);
+	place(p, t, id, q);
 	/*
 	 * Order matters: first queued, then the node. Whoever has the node in his hands
 	 * right now (serve) parks it first and then looks at queued, so one of us sees
@@ -252,17 +289,19 @@ static bool queue_task(struct task_struct *p, struct fair_task *t, u32 id, struc
 	n = bpf_kptr_xchg(&t->node, NULL);
 	if (!n) {
 		/* Left behind in this very tree: it will do, see serve(). */
-		if (t->serial && !moved)
+		if (t->has_node && t->tree == id)
 			return true;
 		n = bpf_obj_new(typeof(*n));
 		if (!n)
 			return false;
+		n->serial = ++t->serial;
+		t->has_node = 1;
 	}
-	t->serial = __sync_add_and_fetch(&serials, 1);
-	n->serial = t->serial;
 	n->pid = p->pid;
 	n->key = t->vtime;
 	n->weight = t->weight;
+	n->since = scx_bpf_now();
+	t->tree = id;
 	queue_push(q, n);
 	return true;
 }
@@ -271,7 +310,7 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	struct fair_task *t = task_of(p);
 	s32 cpu = scx_bpf_task_cpu(p), idle;
-	struct fair_queue *q;
+	struct fair_queue *q, *near;
 	u32 id;
 
 	if (!t)
@@ -284,14 +323,18 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 	if (p->nr_cpus_allowed == 1) {
 		/* select_cpu() is not asked about these. */
 		if (enq_flags & SCX_ENQ_WAKEUP) {
-					place(t, id, q);
+			place(p, t, id, q);
 			if (scx_bpf_test_and_clear_cpu_idle(cpu)) {
 				stat_inc(direct);
 				scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q), enq_flags);
 				return;
 			}
-			if (preempt(p, t, q, cpu))
+			if (take(cpu, t, scx_bpf_now())) {
+				stat_inc(preemptions);
+				scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q),
+						   enq_flags | SCX_ENQ_PREEMPT);
 				return;
+			}
 		}
 		/* The kernel's own threads of this CPU: others wait for their work. */
 		if (p->flags & PF_KTHREAD)
@@ -306,10 +349,14 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 		scx_bpf_dsq_insert(p, FALLBACK_DSQ, slice_ns(q), enq_flags);
 	}
 	/*
-	 * A CPU may have gone idle since select_cpu() looked, or nobody looked. The other
-	 * half of this is in update_idle(): one of the two sees the other.
+	 * A CPU may have gone idle since select_cpu() looked, or nobody looked. One that is
+	 * about to shows up as idler before it looks into the queue for the last time, so
+	 * one of us sees the other.
 	 */
+	near = queue_of(llc_of(cpu));
 	idle = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	if (idle < 0 && near && near->idler)
+		idle = (s32)__sync_lock_test_and_set(&near->idler, 0) - 1;
 	if (idle >= 0)
 		kick(idle, SCX_KICK_IDLE);
 	return;
@@ -347,6 +394,8 @@ static __always_inline void park(struct fair_task *t, struct fair_node *n)
 	}
 	n->key = t->vtime;
 	n->weight = t->weight;
+	n->since = scx_bpf_now();
+	t->tree = t->queue;
 	queue_push(q, n);
 }
 
@@ -417,13 +466,11 @@ static bool steal(struct fair_queue *q, s32 cpu)
 }
 
 /* Takes the first task of another cache when it has been due for longer than ours. */
-static bool help(const struct fair_cpu *c, const struct fair_queue *near, s32 cpu)
+static bool help(struct fair_cpu *c, u32 llc, const struct fair_queue *near, s32 cpu)
 {
 	struct fair_queue *far;
 
-	if (polity_nr_llcs < 2 || !near->depth)
-		return false;
-	far = queue_of((c->llc + 1 + c->since % (polity_nr_llcs - 1)) % polity_nr_llcs);
+	far = queue_of((llc + 1 + c->turn++ % (polity_nr_llcs - 1)) % polity_nr_llcs);
 	return far && far->depth && before(far->first + steal_lag_us * NSEC, near->first) &&
 	       steal(far, cpu);
 }
@@ -434,9 +481,7 @@ static bool steal_any(s32 cpu, u32 llc, struct fair_queue *near)
 	struct fair_queue *q;
 	u32 i, other;
 
-	bpf_for(i, 1, NEIGHBOURS) {
-		if (i >= polity_nr_llcs)
-			break;
+	bpf_for(i, 1, polity_nr_llcs) {
 		q = queue_of((llc + i) % polity_nr_llcs);
 		if (!q || !q->depth)
 			continue;
@@ -446,8 +491,10 @@ static bool steal_any(s32 cpu, u32 llc, struct fair_queue *near)
 		if (steal(q, cpu))
 			return true;
 	}
-	bpf_for(i, 1, NEIGHBOURS) {
-		if (i >= polity_nr_cpus)
+	if (!nr_single)
+		return false;
+	bpf_for(i, 1, polity_nr_cpus) {
+		if (i >= NEIGHBOURS)
 			break;
 		other = (cpu + i) % polity_nr_cpus;
 		q = queue_of(polity_nr_llcs + other);
@@ -458,31 +505,16 @@ static bool steal_any(s32 cpu, u32 llc, struct fair_queue *near)
 }
 
 /*
- * Both the cache's queue and the CPU's own have work: who is next? They share the CPU in
- * proportion to what waits in them, the cache's divided by its CPUs.
+ * Both the cache's queue and the CPU's own have work: who is next? Their clocks can't be
+ * compared, but how long the first of each has waited can, and a weight is how much a wait
+ * counts. So a CPU with many tasks of its own leaves the cache's to its neighbours, and one
+ * with a single such task gives it about what it would have had in the cache's queue.
  */
-static bool own_is_next(const struct fair_cpu *c)
+static bool own_is_next(const struct fair_queue *near, const struct fair_queue *own)
 {
-	return before(c->served[1], c->served[0]);
-}
+	u64 now = scx_bpf_now();
 
-static void account(struct fair_cpu *c, const struct fair_task *t, u64 ran)
-{
-	u32 own_id = polity_nr_llcs + bpf_get_smp_processor_id(), llc_id = c->llc;
-	struct fair_queue *own = queue_of(own_id), *near = queue_of(llc_id);
-	struct fair_llc *llc = bpf_map_lookup_elem(&llcs, &llc_id);
-	if (!own || !near || !llc)
-		return;
-	if (!own->depth || !near->depth) {
-		/* No contest, no account. */
-		c->served[0] = c->served[1] = 0;
-		return;
-	}
-	if (t->queue == own_id)
-		c->served[1] += ran * NICE_0_WEIGHT / (own->load + t->weight ?: 1);
-	else
-		c->served[0] += ran * NICE_0_WEIGHT /
-				(near->load / (near->nr_cpus ?: 1) + t->weight ?: 1);
+	return (now - own->since) * own->weight > (now - near->since) * near->weight;
 }
 
 /* The task that runs may go on when nobody who waits is due before it. */
@@ -507,81 +539,39 @@ static bool keep(struct task_struct *prev, const struct fair_queue *near,
 
 void BPF_STRUCT_OPS(fair_dispatch, s32 cpu, struct task_struct *prev)
 {
+	u32 i, llc = llc_of(cpu);
+	struct fair_queue *near = queue_of(llc), *own = queue_of(polity_nr_llcs + cpu);
 	struct fair_cpu *c = cpu_of(cpu);
-	struct fair_queue *near, *own;
-	u32 i;
 
-	if (!c)
+	if (!near || !own || !c)
 		return;
 	if (fallback_used && scx_bpf_dsq_move_to_local(FALLBACK_DSQ, 0))
 		return;
-	near = queue_of(c->llc);
-	own = queue_of(polity_nr_llcs + cpu);
-	if (!near || !own)
-		return;
 
 	/* A cache that is behind gets help even while we have work, every other turn. */
-	c->helped = !c->helped && help(c, near, cpu);
-	if (c->helped)
-		return;
+	if (polity_nr_llcs > 1 && near->depth) {
+		c->helped = !c->helped && help(c, llc, near, cpu);
+		if (c->helped)
+			return;
+	}
 	if (keep(prev, near, own))
 		return;
 
 	bpf_for(i, 0, TRIES) {
-		if (own->depth && (!near->depth || own_is_next(c))) {
+		if (own->depth && (!near->depth || own_is_next(near, own))) {
 			if (serve(own, cpu))
 				return;
 		} else if (near->depth) {
 			if (serve(near, cpu))
 				return;
-		} else {
-			break;
+		} else if ((prev && prev->scx.flags & SCX_TASK_QUEUED) ||
+			   steal_any(cpu, llc, near)) {
+			return;
+		} else if (__sync_lock_test_and_set(&near->idler, cpu + 1) == cpu + 1) {
+			/* Said so before and looked once more, see enqueue(). */
+			return;
 		}
 	}
-	if (!prev || !(prev->scx.flags & SCX_TASK_QUEUED))
-		steal_any(cpu, c->llc, near);
-}
-
-/* See the end of enqueue(): what was queued just before this CPU went idle is found here. */
-void BPF_STRUCT_OPS(fair_update_idle, s32 cpu, bool idle)
-{
-	struct fair_cpu *c = cpu_of(cpu);
-	struct fair_queue *near, *own;
-
-	if (!idle || !c)
-		return;
-	near = queue_of(c->llc);
-	own = queue_of(polity_nr_llcs + cpu);
-	if (near && own && (near->depth || own->depth))
-		kick(cpu, 0);
-}
-
-void BPF_STRUCT_OPS(fair_running, struct task_struct *p)
-{
-	struct fair_cpu *c = cpu_of(scx_bpf_task_cpu(p));
-	struct fair_task *t = task_of(p);
-	struct fair_queue *q;
-
-	if (!c || !t)
-		return;
-	q = queue_of(t->queue);
-	if (q && before(q->clock, t->vtime))
-		q->clock = t->vtime;
-	t->charged = p->se.sum_exec_runtime;
-	c->vtime = t->vtime;
-	c->since = scx_bpf_now();
-	c->running = 1;
-}
-
-void BPF_STRUCT_OPS(fair_stopping, struct task_struct *p, bool runnable)
-{
-	struct fair_cpu *c = cpu_of(scx_bpf_task_cpu(p));
-	struct fair_task *t = task_of(p);
-
-	if (!c || !t)
-		return;
-	c->running = 0;
-	account(c, t, charge(p, t));
 }
 
 static void set_affinity(const struct task_struct *p, const struct cpumask *mask)
@@ -627,10 +617,13 @@ s32 BPF_STRUCT_OPS_SLEEPABLE(fair_init_task, struct task_struct *p,
 	t = bpf_task_storage_get(&tasks, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!t)
 		return -ENOMEM;
+	t->serial = bpf_ktime_get_ns();
 	/* Failing here is no harm: the first enqueue tries again. */
 	n = bpf_obj_new(typeof(*n));
 	if (!n)
 		return 0;
+	n->serial = t->serial;
+	t->has_node = 1;
 	n = bpf_kptr_xchg(&t->node, n);
 	if (n)
 		bpf_obj_drop(n);
@@ -751,7 +744,6 @@ static s32 init_llc(u32 id)
 s32 BPF_STRUCT_OPS_SLEEPABLE(fair_init)
 {
 	struct fair_queue *own;
-	struct fair_cpu *c;
 	s32 err;
 	u32 i;
 
@@ -765,12 +757,11 @@ s32 BPF_STRUCT_OPS_SLEEPABLE(fair_init)
 			return err;
 	}
 	bpf_for(i, 0, MAX_CPUS) {
-		c = cpu_of(i);
 		own = queue_of(polity_nr_llcs + i);
-		if (i >= polity_nr_cpus || !c || !own)
+		if (i >= polity_nr_cpus || !own)
 			break;
-		c->llc = llc_of(i);
 		own->nr_cpus = 1;
+		own->single = 1;
 	}
 	return scx_bpf_create_dsq(FALLBACK_DSQ, -1);
 }
@@ -785,9 +776,6 @@ SCX_OPS_DEFINE(fair,
 	.enqueue	= (void *)fair_enqueue,
 	.dequeue	= (void *)fair_dequeue,
 	.dispatch	= (void *)fair_dispatch,
-	.running	= (void *)fair_running,
-	.stopping	= (void *)fair_stopping,
-	.update_idle	= (void *)fair_update_idle,
 	.set_cpumask	= (void *)fair_set_cpumask,
 	.set_weight	= (void *)fair_set_weight,
 	.init_task	= (void *)fair_init_task,
