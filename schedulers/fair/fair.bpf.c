@@ -374,6 +374,19 @@ void BPF_STRUCT_OPS(fair_dequeue, struct task_struct *p, u64 deq_flags)
 		t->queued = 0;
 }
 
+/*
+ * Whether the kernel lets us put a task of a tree on this CPU. One that is still being
+ * switched out elsewhere (on_cpu) is not to be taken: until it is off, the programs of that
+ * CPU run in its name, and each disables migration while it runs (__bpf_prog_enter). The
+ * kernel ejects who dispatches such a task to another CPU (task_can_run_on_remote_rq).
+ */
+static bool may_run(struct task_struct *p, s32 cpu)
+{
+	if (scx_bpf_task_cpu(p) != cpu && (p->on_cpu || p->migration_disabled))
+		return false;
+	return bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
+}
+
 /* The node goes back to its task, and into the tree if it has been wanted meanwhile. */
 static __always_inline void park(struct fair_task *t, struct fair_node *n)
 {
@@ -432,7 +445,7 @@ static bool serve(struct fair_queue *q, s32 cpu)
 		 * before, we see it here.
 		 */
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q), 0);
-		if (!bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
+		if (!may_run(p, cpu)) {
 			stat_inc(misplaced);
 			scx_bpf_dispatch_cancel();
 			scx_bpf_dsq_insert(p, SCX_DSQ_GLOBAL, slice_ns(q), 0);
@@ -456,7 +469,7 @@ static bool steal(struct fair_queue *q, s32 cpu)
 
 	p = bpf_task_from_pid(queue_peek(q));
 	/* A stale node is as good: taking it clears the way. */
-	may = !p || bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
+	may = !p || may_run(p, cpu);
 	if (p)
 		bpf_task_release(p);
 	if (!may || !serve(q, cpu))

@@ -14,7 +14,7 @@ use crate::object;
 use crate::params::Assignment;
 use crate::shape::Shape;
 use crate::tree::{self, Tree};
-use crate::{mend, sys};
+use crate::{mend, sys, timing};
 
 /// A policy that the kernel's verifier has accepted, not yet attached.
 pub struct Loaded {
@@ -40,7 +40,10 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
         .ok_or_else(|| Error::config(format!("{} is of no known kind", policy.id())))?;
     let mut opened = object::open(&policy)?;
     let mut session = kind.session(&policy, options)?;
-    // Bad parameters are the user's to mend on any kernel, so they come before its probes.
+    // Bad input is the user's to mend on any kernel, so it comes before the kernel's probes.
+    if let Some(ty) = kind.struct_ops() {
+        object::struct_ops(&policy, &opened.shape, ty)?;
+    }
     crate::params::assign(
         &crate::params::known(&policy.manifest, &opened.shape, &policy.file(), &policy.text)?,
         params,
@@ -58,7 +61,7 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     let warnings = std::mem::take(&mut opened.warnings);
     drop(kernel);
     let (mut object, shape) = opened.load(&policy)?;
-    session.configure(&mut object, &shape)?;
+    timing::bpf(|| session.configure(&mut object, &shape))?;
     Ok(Loaded { policy, kind, object, shape, warnings, session })
 }
 
@@ -103,7 +106,7 @@ pub fn attach(mut loaded: Loaded, options: &Options, pin: bool) -> Result<Attach
     }
     loaded.session.ready()?;
 
-    let mut links = loaded.session.attach(&mut loaded.object)?;
+    let mut links = timing::bpf(|| loaded.session.attach(&mut loaded.object))?;
     let mut meta = Meta {
         policy: id.clone(),
         manifest: loaded.policy.manifest.clone(),
@@ -128,7 +131,7 @@ pub fn attach(mut loaded: Loaded, options: &Options, pin: bool) -> Result<Attach
         record.info()?.info.id
     };
     let folder = match pin {
-        true => Some(tree.pin(&id, &mut loaded.object, &mut record, &mut links)?),
+        true => Some(timing::bpf(|| tree.pin(&id, &mut loaded.object, &mut record, &mut links))?),
         false => None,
     };
     let live = Live { meta, folder, id: map_id };

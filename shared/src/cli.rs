@@ -77,25 +77,9 @@ pub struct One {
     pub json: bool,
 }
 
-/// `check`.
+/// A policy with its parameters and rules.
 #[derive(Debug, Args)]
-pub struct Check {
-    /// KIND/NAME or a folder
-    pub policy: String,
-    /// Set a parameter (repeatable)
-    #[arg(long = "param", value_name = "NAME=VALUE")]
-    pub params: Vec<Assignment>,
-    /// File rules for an LSM policy
-    #[arg(long, value_name = "FILE")]
-    pub rules: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What `run` and `attach` share.
-#[derive(Debug, Args)]
-pub struct Load {
+pub struct Subject {
     /// KIND/NAME or a folder
     pub policy: String,
     /// Set a parameter (repeatable)
@@ -104,6 +88,25 @@ pub struct Load {
     /// File rules for an LSM policy; without rules it attaches no hook
     #[arg(long, value_name = "FILE")]
     pub rules: Option<PathBuf>,
+}
+
+/// `check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// What to load.
+    #[command(flatten)]
+    pub subject: Subject,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `run` and `attach` share.
+#[derive(Debug, Args)]
+pub struct Load {
+    /// What to load.
+    #[command(flatten)]
+    pub subject: Subject,
     /// tcp-cc: make it the default of every namespace that follows the default
     #[arg(long)]
     pub default: bool,

@@ -27,6 +27,11 @@ pub fn compile(source: &Path, includes: &[PathBuf], out: &Path) -> Result<()> {
     for include in includes {
         command.arg("-I").arg(include);
     }
+    // Debian keeps bits/ apart, and clang looks there only for its own target.
+    let multiarch = format!("/usr/include/{}-linux-gnu", std::env::consts::ARCH);
+    if Path::new(&multiarch).is_dir() {
+        command.arg("-idirafter").arg(multiarch);
+    }
     let output = command
         .arg("-c")
         .arg(source)

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::layout::text;
-use crate::sys;
+use crate::{sys, timing};
 
 /// Where the kernel shows its own BTF.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -73,7 +73,10 @@ pub struct Kernel {
 impl Kernel {
     /// Reads the kernel's BTF, where there is one.
     pub fn probe() -> Self {
-        let btf = Path::new(BTF_PATH).exists().then(|| Btf::from_vmlinux().ok()).flatten();
+        let btf = Path::new(BTF_PATH)
+            .exists()
+            .then(|| timing::bpf(|| Btf::from_vmlinux().ok()))
+            .flatten();
         Self { btf }
     }
 
@@ -103,6 +106,25 @@ impl Kernel {
         self.find(name, BtfKind::Struct)
     }
 
+    /// The type id of `struct name`.
+    pub fn struct_id(&self, name: &str) -> Option<u32> {
+        sys::btf_find(self.btf.as_ref()?, name, BtfKind::Struct).map(u32::from)
+    }
+
+    /// The struct_ops types that the kernel itself (not a module) offers.
+    pub fn struct_ops_types(&self) -> Vec<String> {
+        let Some(btf) = &self.btf else { return Vec::new() };
+        let mut names: Vec<String> = sys::btf_of_kinds(btf, &[BtfKind::Struct])
+            .into_iter()
+            .filter_map(|id| btf.type_by_id::<BtfType<'_>>(id)?.name())
+            .filter_map(|name| Some(name.to_str()?.strip_prefix("bpf_struct_ops_")?.to_owned()))
+            // Its own bookkeeping is called like that, too.
+            .filter(|name| self.has_struct(name))
+            .collect();
+        names.sort();
+        names
+    }
+
     /// Whether there is a function (a kfunc, or a hook such as `bpf_lsm_file_open`).
     pub fn has_func(&self, name: &str) -> bool {
         self.find(name, BtfKind::Func)
@@ -125,7 +147,7 @@ impl Kernel {
     pub fn enumerators(&self, prefix: &str) -> Vec<(String, u64)> {
         let Some(btf) = &self.btf else { return Vec::new() };
         let mut all = Vec::new();
-        for id in sys::btf_enums(btf) {
+        for id in sys::btf_of_kinds(btf, &[BtfKind::Enum, BtfKind::Enum64]) {
             let Some(ty) = btf.type_by_id::<BtfType<'_>>(id) else { continue };
             if !ty.name().is_some_and(|n| n.to_string_lossy().starts_with(prefix)) {
                 continue;

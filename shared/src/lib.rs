@@ -7,12 +7,12 @@
 
 pub mod attach;
 pub mod catalog;
-pub mod cc_default;
 pub mod cli;
 pub mod cmd;
 pub mod compile;
 pub mod error;
 pub mod events;
+pub mod holders;
 pub mod kernel;
 pub mod kind;
 pub mod layout;
@@ -20,16 +20,15 @@ pub mod live;
 pub mod log;
 pub mod manifest;
 pub mod mend;
-pub mod netns;
 pub mod object;
 pub mod out;
 pub mod params;
 pub mod render;
 pub mod shape;
-pub mod sockets;
 pub mod stats;
 #[allow(unsafe_code, reason = "the one module with raw libbpf calls")]
 pub mod sys;
 pub mod time;
+pub mod timing;
 pub mod tree;
 pub mod wellknown;

@@ -1,8 +1,9 @@
 //! What an interrupted command left, found and put right by the next one.
 
 use crate::attach;
+use crate::error::Result;
 use crate::kind;
-use crate::live::Live;
+use crate::live::{self, Live};
 use crate::tree::Tree;
 
 /// Removes pins that lead to nothing.
@@ -14,13 +15,18 @@ pub fn sweep(tree: &Tree) {
 
 /// Mends what can be mended, unless another command is at work, and tells what was found: pairs
 /// of policy and what is not as it should be.
-pub fn drift(live: &[Live]) -> Vec<(String, String)> {
-    let Some(tree) = Tree::try_lock() else { return Vec::new() };
+///
+/// # Errors
+/// Not root.
+pub fn drift() -> Result<Vec<(String, String)>> {
+    let Some(tree) = Tree::try_lock() else { return Ok(Vec::new()) };
     let mut found: Vec<(String, String)> = tree
         .sweep()
         .into_iter()
         .map(|policy| (policy, "an interrupted attach left pins; removed".to_owned()))
         .collect();
+    // Only now: what was swept is no policy any more.
+    let live = live::all()?;
     for kind in kind::all() {
         let own: Vec<&Live> =
             live.iter().filter(|l| l.meta.manifest.policy.kind == kind.name()).collect();
@@ -39,5 +45,5 @@ pub fn drift(live: &[Live]) -> Vec<(String, String)> {
         }
         found.extend(kind.drift(&own));
     }
-    found
+    Ok(found)
 }

@@ -13,7 +13,7 @@ use crate::log;
 use crate::manifest::{StatType, span};
 use crate::params::{self, Assignment};
 use crate::shape::{Global, Shape, StructOps};
-use crate::{sys, wellknown};
+use crate::{sys, timing, wellknown};
 
 /// `BPF_F_LINK`: the struct_ops map is registered by a link, which can be pinned and updated.
 const BPF_F_LINK: u32 = 1 << 13;
@@ -54,7 +54,7 @@ pub fn open_bytes(policy: &Policy, bytes: &[u8]) -> Result<Opened> {
     let said = log::capture();
     let object = ObjectBuilder::default()
         .name(&policy.manifest.policy.name)
-        .and_then(|b| b.open_memory(bytes))
+        .and_then(|b| timing::bpf(|| b.open_memory(bytes)))
         .map_err(|e| {
             bad(format!("libbpf can't read the object: {e}{}", said.tail()))
                 .hint("is the file complete? compile it with clang -g --target=bpf")
@@ -69,6 +69,7 @@ pub fn open_bytes(policy: &Policy, bytes: &[u8]) -> Result<Opened> {
     };
     let mut opened = Opened { object, shape, warnings: Vec::new() };
     check_stats(policy, &opened.shape)?;
+    params::known(&policy.manifest, &opened.shape, &policy.file(), &policy.text)?;
     opened.warnings = unlisted(policy, &opened.shape);
     Ok(opened)
 }
@@ -260,7 +261,7 @@ impl Opened {
     /// Exit status 1 with the end of the verifier's log.
     pub fn load(self, policy: &Policy) -> Result<(Object, Shape)> {
         let said = log::capture();
-        let object = self.object.load().map_err(|e| {
+        let object = timing::bpf(|| self.object.load()).map_err(|e| {
             let log = said.tail();
             let error = if e.kind() == libbpf_rs::ErrorKind::PermissionDenied
                 && !rustix::process::geteuid().is_root()

@@ -90,7 +90,16 @@ impl Shape {
                 let ptr: Ptr<'_> = btf.type_by_id(member.ty)?;
                 Layout::of(btf, ptr.referenced_type_id())
             };
-            self.maps.push(MapShape { key: member("key"), value: member("value"), name });
+            // `__uint(key_size, 4)` instead of a type: a pointer to an array of 4.
+            let sized = |wanted: &str| match member(wanted)? {
+                Layout::Array { count: size @ (1 | 2 | 4 | 8), .. } => {
+                    Some(Layout::Int { size, signed: false })
+                }
+                _ => None,
+            };
+            let key = member("key").or_else(|| sized("key_size"));
+            let value = member("value").or_else(|| sized("value_size"));
+            self.maps.push(MapShape { key, value, name });
         } else if section.starts_with(".struct_ops") {
             let Some(def) = struct_of(btf, ty) else { return };
             let full = def.name().map(text).unwrap_or_default();

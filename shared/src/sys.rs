@@ -30,17 +30,15 @@ pub fn btf_find(btf: &Btf<'_>, name: &str, kind: BtfKind) -> Option<TypeId> {
     u32::try_from(id).ok().filter(|id| *id != 0).map(TypeId::from)
 }
 
-/// The ids of all enumerations of `btf`. Looks at nothing but the kind of each of the kernel's
+/// The ids of all types of one of `kinds`. Looks at nothing but the kind of each of the kernel's
 /// hundred thousand types, which libbpf-rs's iterator would look up by name, too.
-pub fn btf_enums(btf: &Btf<'_>) -> Vec<TypeId> {
-    const ENUM: u32 = BtfKind::Enum as u32;
-    const ENUM64: u32 = BtfKind::Enum64 as u32;
-    let is_enum = |id: &u32| {
+pub fn btf_of_kinds(btf: &Btf<'_>, kinds: &[BtfKind]) -> Vec<TypeId> {
+    let wanted = |id: &u32| {
         // SAFETY: the Btf is valid, and libbpf returns null or a type that lives as long as it.
         let ty = unsafe { raw::btf__type_by_id(btf.as_libbpf_object().as_ptr(), *id).as_ref() };
-        ty.is_some_and(|ty| matches!((ty.info >> 24) & 0x1f, ENUM | ENUM64))
+        ty.is_some_and(|ty| kinds.iter().any(|k| *k as u32 == (ty.info >> 24) & 0x1f))
     };
-    (1..btf.len() as u32).filter(is_enum).map(TypeId::from).collect()
+    (1..btf.len() as u32).filter(wanted).map(TypeId::from).collect()
 }
 
 /// Reads one key of a map into `value`, without an allocation. For a per-CPU map `value` holds

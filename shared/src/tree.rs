@@ -23,7 +23,7 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 pub const ROOT: &str = "/sys/fs/bpf/polity";
 
 const STAGING: &str = "staging";
-/// Records of what to put back (see `cc_default`).
+/// Records of what to put back (see `kind::tcp_cc::default`).
 pub const UNDO: &str = "undo";
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;

@@ -6,13 +6,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::env;
-use std::ffi::{CString, c_void};
-use std::path::Path;
-use std::process::Command;
+#[allow(missing_docs, dead_code)]
+mod native;
+
 use std::ptr;
 use std::sync::{LazyLock, Mutex, MutexGuard};
 
+use native::{Policy, Sock};
 use proptest::prelude::*;
 
 const MAX_ALPHA: u32 = 1024;
@@ -31,24 +31,6 @@ const ACK_ECE: u32 = 4;
 const ECN_RFC3168: u8 = 1;
 const ECN_DEMAND_CWR: u8 = 4;
 const ECN_ACCECN: u8 = 16;
-
-/// `struct tcp_sock` of tests/native/vmlinux.h.
-#[repr(C)]
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Sock {
-    state: u8,
-    ca_state: u8,
-    ack_pending: u8,
-    ca_priv: [u64; 13],
-    snd_una: u32,
-    snd_nxt: u32,
-    rcv_nxt: u32,
-    delivered: u32,
-    delivered_ce: u32,
-    cwnd: u32,
-    ssthresh: u32,
-    ecn_flags: u8,
-}
 
 /// `struct calls` of tests/native/dctcp.c.
 #[repr(C)]
@@ -73,9 +55,9 @@ struct Private {
     loss_cwnd: u32,
 }
 
-impl Sock {
-    fn private(&self) -> Private {
-        let word = |i: usize| (self.ca_priv[i / 2] >> (32 * (i % 2))) as u32;
+impl Private {
+    fn of(sk: &Sock) -> Private {
+        let word = |i: usize| (sk.ca_priv[i / 2] >> (32 * (i % 2))) as u32;
         Private {
             old_delivered: word(0),
             old_delivered_ce: word(1),
@@ -88,84 +70,20 @@ impl Sock {
     }
 }
 
-/// The policy as a shared library.
-struct Policy {
-    handle: usize,
+/// The policy, for one test at a time: it has global state.
+fn dctcp() -> MutexGuard<'static, Policy> {
+    static POLICY: LazyLock<Mutex<Policy>> = LazyLock::new(|| Mutex::new(Policy::build("dctcp")));
+    POLICY.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-impl Policy {
-    /// The policy, for one test at a time: it has global state.
-    fn take() -> MutexGuard<'static, Policy> {
-        static POLICY: LazyLock<Mutex<Policy>> = LazyLock::new(|| Mutex::new(Policy::build()));
-        POLICY.lock().unwrap_or_else(|e| e.into_inner())
-    }
+fn forget_carry(policy: &Policy) {
+    policy.set_param("have_carry", 0);
+}
 
-    fn build() -> Policy {
-        let shared = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let dir = tempfile::tempdir().unwrap();
-        let lib = dir.path().join("dctcp.so");
-        let clang = env::var("BPF_CLANG").unwrap_or_else(|_| "clang".into());
-        let status = Command::new(&clang)
-            .args(["-O2", "-Wall", "-Werror", "-Wno-unused", "-shared", "-fPIC", "-o"])
-            .arg(&lib)
-            .arg(format!("-I{}", shared.join("tests/native").display()))
-            .arg(format!("-I{}", shared.join("include").display()))
-            .arg(format!("-I{}", shared.join("../tcp-cc/dctcp").display()))
-            .arg(shared.join("tests/native/dctcp.c"))
-            .status()
-            .unwrap_or_else(|e| panic!("cannot run {clang}: {e}"));
-        assert!(status.success(), "{clang} failed");
-        let path = CString::new(lib.to_str().unwrap()).unwrap();
-        // SAFETY: path is a C string; the library has no constructors.
-        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-        assert!(!handle.is_null(), "cannot open {}", lib.display());
-        Policy { handle: handle as usize }
-    }
-
-    fn symbol(&self, name: &str) -> *mut c_void {
-        let c_name = CString::new(name).unwrap();
-        // SAFETY: handle came from dlopen() and is never closed, c_name is a C string.
-        let found = unsafe { libc::dlsym(self.handle as *mut c_void, c_name.as_ptr()) };
-        assert!(!found.is_null(), "no symbol {name}");
-        found
-    }
-
-    fn set_param(&self, name: &str, value: u32) {
-        // SAFETY: the parameters are u32 globals, writable in this build.
-        unsafe { ptr::write_volatile(self.symbol(name).cast::<u32>(), value) }
-    }
-
-    fn forget_carry(&self) {
-        // SAFETY: a u32 global of the harness.
-        unsafe { ptr::write_volatile(self.symbol("have_carry").cast::<u32>(), 0) }
-    }
-
-    /// What the policy asked of the kernel since the last time.
-    fn calls(&self) -> Calls {
-        // SAFETY: a struct calls, whose layout Calls mirrors; nobody else runs meanwhile.
-        unsafe { ptr::replace(self.symbol("calls").cast::<Calls>(), Calls::default()) }
-    }
-
-    /// Calls an operation that takes the socket alone.
-    fn op(&self, name: &str, sk: &mut Sock) {
-        // SAFETY: the operation is `void name(struct sock *)` and Sock mirrors tcp_sock.
-        let f: extern "C" fn(*mut Sock) = unsafe { std::mem::transmute(self.symbol(name)) };
-        f(sk);
-    }
-
-    /// Calls an operation that takes the socket and one more argument.
-    fn op_with(&self, name: &str, sk: &mut Sock, arg: u32) {
-        // SAFETY: the operation is `void name(struct sock *, u32 or narrower)`.
-        let f: extern "C" fn(*mut Sock, u32) = unsafe { std::mem::transmute(self.symbol(name)) };
-        f(sk, arg);
-    }
-
-    /// Calls an operation that answers with a window.
-    fn ask(&self, name: &str, sk: &mut Sock) -> u32 {
-        // SAFETY: the operation is `u32 name(struct sock *)`.
-        let f: extern "C" fn(*mut Sock) -> u32 = unsafe { std::mem::transmute(self.symbol(name)) };
-        f(sk)
-    }
+/// What the policy asked of the kernel since the last time.
+fn take_calls(policy: &Policy) -> Calls {
+    // SAFETY: a struct calls, whose layout Calls mirrors; nobody else runs meanwhile.
+    unsafe { ptr::replace(policy.symbol("calls").cast::<Calls>(), Calls::default()) }
 }
 
 /// DCTCP over plain integers.
@@ -373,9 +291,9 @@ fn run_step(policy: &Policy, model: &mut Model, sk: &mut Sock, step: &Step) {
             }
         }
     }
-    assert_eq!(policy.calls(), calls, "{step:?}");
-    assert_eq!(sk.private(), model.private(), "{step:?}");
-    assert!(sk.private().alpha <= MAX_ALPHA);
+    assert_eq!(take_calls(policy), calls, "{step:?}");
+    assert_eq!(Private::of(sk), model.private(), "{step:?}");
+    assert!(Private::of(sk).alpha <= MAX_ALPHA);
     expected.ca_priv = sk.ca_priv;
     assert_eq!(*sk, expected, "{step:?}");
 }
@@ -390,14 +308,14 @@ proptest! {
         alpha_on_init in 0u32..=MAX_ALPHA,
         steps in proptest::collection::vec(step(), 1..200),
     ) {
-        let policy = Policy::take();
+        let policy = dctcp();
         policy.set_param("shift_g", shift_g);
         policy.set_param("alpha_on_init", alpha_on_init);
-        policy.forget_carry();
-        policy.calls();
+        forget_carry(&policy);
+        take_calls(&policy);
         policy.op("dctcp_init", &mut sk);
         let mut model = Model::new(&sk, shift_g, alpha_on_init);
-        prop_assert_eq!(sk.private(), model.private());
+        prop_assert_eq!(Private::of(&sk), model.private());
         for step in &steps {
             run_step(&policy, &mut model, &mut sk, step);
         }
@@ -410,8 +328,8 @@ fn established(ecn_flags: u8) -> Sock {
 
 #[test]
 fn falls_back_without_ecn_only() {
-    let policy = Policy::take();
-    policy.forget_carry();
+    let policy = dctcp();
+    forget_carry(&policy);
     for (ecn_flags, state, fallbacks) in [
         (0, ESTABLISHED, 1),
         (ECN_DEMAND_CWR, ESTABLISHED, 1),
@@ -420,41 +338,45 @@ fn falls_back_without_ecn_only() {
         (0, CLOSE, 0),
     ] {
         let mut sk = Sock { state, ..established(ecn_flags) };
-        policy.calls();
+        take_calls(&policy);
         policy.op("dctcp_init", &mut sk);
-        assert_eq!(policy.calls().setsockopts, fallbacks, "ecn_flags {ecn_flags} state {state}");
+        assert_eq!(
+            take_calls(&policy).setsockopts,
+            fallbacks,
+            "ecn_flags {ecn_flags} state {state}"
+        );
     }
 }
 
 #[test]
 fn the_next_version_goes_on_with_alpha() {
-    let policy = Policy::take();
+    let policy = dctcp();
     policy.set_param("shift_g", 4);
     policy.set_param("alpha_on_init", MAX_ALPHA);
-    policy.forget_carry();
+    forget_carry(&policy);
     let mut sk = established(ECN_RFC3168);
     policy.op("dctcp_init", &mut sk);
     sk.snd_una = sk.snd_nxt;
     policy.op_with("dctcp_in_ack_event", &mut sk, 0);
-    let learned = sk.private().alpha;
+    let learned = Private::of(&sk).alpha;
     assert_eq!(learned, MAX_ALPHA - MAX_ALPHA / 16);
 
     policy.op("dctcp_release", &mut sk);
     sk.ca_priv = [0; 13];
     policy.op("dctcp_init", &mut sk);
-    assert_eq!(sk.private().alpha, learned);
+    assert_eq!(Private::of(&sk).alpha, learned);
 
     // Another algorithm had the socket in between: what was learned is stale.
     policy.op("dctcp_release", &mut sk);
     sk.ca_priv = [0; 13];
     sk.delivered += 1;
     policy.op("dctcp_init", &mut sk);
-    assert_eq!(sk.private().alpha, MAX_ALPHA);
+    assert_eq!(Private::of(&sk).alpha, MAX_ALPHA);
 
     // A socket that closes leaves nothing.
     sk.state = CLOSE;
     policy.op("dctcp_release", &mut sk);
     sk.state = ESTABLISHED;
     policy.op("dctcp_init", &mut sk);
-    assert_eq!(sk.private().alpha, MAX_ALPHA);
+    assert_eq!(Private::of(&sk).alpha, MAX_ALPHA);
 }

@@ -24,6 +24,7 @@ const STALE: Duration = Duration::from_secs(24 * 60 * 60);
 /// A private apt.
 pub struct Apt {
     dir: PathBuf,
+    complete: bool,
 }
 
 /// What `apt-cache show` says of a package.
@@ -41,7 +42,7 @@ pub struct Package {
 impl Apt {
     /// An apt that knows these suites. Call it with the cache locked.
     pub fn new(cache: &Cache, suites: &[String], refresh: bool) -> Result<Apt> {
-        let apt = Apt { dir: cache.path("apt") };
+        let mut apt = Apt { dir: cache.path("apt"), complete: true };
         fs::create_dir_all(apt.dir.join("lists/partial"))?;
         fs::create_dir_all(apt.dir.join("archives/partial"))?;
         let keyring = KEYRINGS
@@ -59,7 +60,7 @@ impl Apt {
             fs::write(&list, sources)?;
         }
         if refresh || changed || apt.is_stale() {
-            apt.update()?;
+            apt.complete = apt.update()?;
         }
         Ok(apt)
     }
@@ -75,17 +76,21 @@ impl Apt {
         self.dir.join("updated")
     }
 
-    fn update(&self) -> Result<()> {
-        if self.command("apt-get").arg("update").stdout(progress()?).status()?.success() {
+    /// Returns whether every list could be fetched. A suite that cannot be had does not keep back the others.
+    fn update(&self) -> Result<bool> {
+        let complete =
+            self.command("apt-get").arg("update").stdout(progress()?).status()?.success();
+        if complete {
             fs::write(self.stamp(), "")?;
-        } else if self.stamp().exists() {
-            eprintln!(
-                "vm: cannot update the lists of packages, so those of an earlier day are used"
-            );
         } else {
-            bail!("cannot fetch Debian's lists of packages");
+            eprintln!("vm: not every list of packages could be fetched");
         }
-        Ok(())
+        Ok(complete)
+    }
+
+    /// Whether it knows all that the mirror has today.
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// The names of all packages that begin so.

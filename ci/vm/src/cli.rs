@@ -73,7 +73,7 @@ pub struct Run {
     #[arg(long, value_name = "S", default_value_t = 300)]
     pub timeout: u64,
     /// Load a kernel module, with those it depends on
-    #[arg(long = "module", value_name = "M")]
+    #[arg(long = "module", value_name = "M", value_delimiter = ',')]
     pub modules: Vec<String>,
     /// Put a file or directory of the host into the guest, with the shared libraries it needs [default GUEST: the same path]
     #[arg(long = "file", value_name = "HOST[:GUEST]")]
@@ -99,5 +99,37 @@ impl Run {
             Some((host, guest)) if guest.starts_with('/') => (host.into(), Some(guest.into())),
             _ => (spec.into(), None),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_after_the_dashes_belongs_to_the_command() {
+        let cli = Cli::parse_from(["vm", "--smp", "4", "--", "fetch", "--smp", "8"]);
+        assert!(cli.task.is_none());
+        assert_eq!(cli.run.command, ["fetch", "--smp", "8"]);
+        assert!(Cli::try_parse_from(["vm", "--smp", "4"]).is_err());
+        assert!(matches!(Cli::parse_from(["vm", "fetch", "6.18"]).task, Some(Task::Fetch { .. })));
+    }
+
+    #[test]
+    fn a_file_may_have_another_name_in_the_guest() {
+        let cli = Cli::parse_from([
+            "vm", "--file", "a", "--file", "b:/c", "--file", "odd:name", "--", "x",
+        ]);
+        let pairs: Vec<_> = cli.run.file_pairs().collect();
+        assert_eq!(pairs[0], ("a".into(), None));
+        assert_eq!(pairs[1], ("b".into(), Some("/c".into())));
+        assert_eq!(pairs[2], ("odd:name".into(), None));
     }
 }

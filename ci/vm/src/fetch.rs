@@ -99,10 +99,10 @@ impl Mirror<'_> {
             if tree.exists() {
                 return Ok(tree);
             }
-            let work = dir.join("incomplete");
-            let _ = fs::remove_dir_all(&work);
+            // Only a complete tree gets its name, so nothing that was interrupted looks like a kernel. What an
+            // interrupted vm started may still be writing, so the directory is new each time.
+            let work = dir.join(format!("incomplete-{}", std::process::id()));
             if self.unpack(package, &work)? {
-                // Only a complete tree gets its name, so nothing that was interrupted looks like a kernel.
                 fs::rename(work.join("tree"), &tree)?;
                 for old in fs::read_dir(&dir)?.flatten().map(|e| e.path()).filter(|p| *p != tree) {
                     let _ = fs::remove_dir_all(old);
@@ -110,7 +110,13 @@ impl Mirror<'_> {
                 return Ok(tree);
             }
         }
-        self.store.tree(series).ok_or_else(|| Vanished(series.name.clone()).into())
+        match self.store.tree(series) {
+            Some(tree) => Ok(tree),
+            None if self.apt.is_complete() => Err(Vanished(series.name.clone()).into()),
+            None => {
+                bail!("no kernel {} in those lists of packages that could be fetched", series.name)
+            }
+        }
     }
 
     /// Downloads a kernel and unpacks it. False if the mirror has only parts of it, as happens to old ones.

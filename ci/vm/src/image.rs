@@ -156,3 +156,83 @@ fn placed(path: &Path) -> PathBuf {
         _ => clean,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use cpio::newc::Reader;
+
+    use super::*;
+
+    /// Name, mode and content of every entry.
+    fn unpack(image: &Image) -> Vec<(String, u32, String)> {
+        let mut archive = Vec::new();
+        image.write(&mut archive).unwrap();
+        let mut rest = Cursor::new(archive);
+        let mut entries = Vec::new();
+        loop {
+            let mut reader = Reader::new(rest).unwrap();
+            if reader.entry().is_trailer() {
+                return entries;
+            }
+            let (name, mode) = (reader.entry().name().to_string(), reader.entry().mode());
+            let mut content = String::new();
+            std::io::Read::read_to_string(&mut reader, &mut content).unwrap();
+            entries.push((name, mode, content));
+            rest = reader.finish().unwrap();
+        }
+    }
+
+    #[test]
+    fn an_archive_holds_what_was_put_in() {
+        let mut image = Image::new();
+        image.bytes("/etc/passwd", "root", 0o644);
+        image.link(Path::new("/etc/mtab"), "/proc/mounts");
+        image.dir(Path::new("/root"), 0o700);
+        let entries = unpack(&image);
+        let find = |name: &str| entries.iter().position(|e| e.0 == name).unwrap();
+        assert_eq!(entries[find("etc/passwd")], ("etc/passwd".into(), 0o100644, "root".into()));
+        assert_eq!(entries[find("etc/mtab")], ("etc/mtab".into(), 0o120777, "/proc/mounts".into()));
+        assert_eq!(entries[find("root")].1, 0o040700);
+        assert_eq!(entries[find("lib64")].2, "usr/lib64");
+        assert!(
+            find("etc") < find("etc/passwd"),
+            "the kernel makes no directories that are missing"
+        );
+    }
+
+    #[test]
+    fn files_lie_where_a_merged_usr_has_them() {
+        for (given, stored) in [
+            ("/bin/sh", "/usr/bin/sh"),
+            ("/lib64/ld.so", "/usr/lib64/ld.so"),
+            ("/lib/x/../y/z.so", "/usr/lib/y/z.so"),
+            ("/./opt//a", "/opt/a"),
+            ("/bin", "/bin"),
+            ("/binary/x", "/binary/x"),
+            ("/../..", "/"),
+        ] {
+            assert_eq!(placed(Path::new(given)), Path::new(stored), "{given}");
+        }
+    }
+
+    #[test]
+    fn a_directory_comes_with_all_that_is_in_it() {
+        let dir = std::env::temp_dir().join(format!("vm-image-{}", std::process::id()));
+        fs::create_dir_all(dir.join("sub")).unwrap();
+        fs::write(dir.join("sub/file"), "content").unwrap();
+        std::os::unix::fs::symlink("file", dir.join("sub/link")).unwrap();
+        let mut image = Image::new();
+        image.add(&dir, Path::new("/data")).unwrap();
+        fs::remove_file(dir.join("sub/link")).unwrap();
+        let entries = unpack(&image);
+        fs::remove_dir_all(&dir).unwrap();
+        let find = |name: &str| entries.iter().find(|e| e.0 == name).unwrap();
+        assert_eq!(find("data/sub/file").2, "content");
+        assert_eq!(find("data/sub/link").2, "file");
+        assert!(
+            image.contains(Path::new("/data/sub")) && !image.contains(Path::new("/data/other"))
+        );
+    }
+}

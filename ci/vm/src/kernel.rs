@@ -145,3 +145,26 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
         Ok(fs::read(path)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_are_known_by_name() {
+        assert_eq!(module_name(Path::new("net/sch-netem.ko.xz")).as_deref(), Some("sch_netem"));
+        assert_eq!(module_name(Path::new("kernel/fs/overlay.ko")).as_deref(), Some("overlay"));
+        assert_eq!(module_name(Path::new("modules.dep")), None);
+    }
+
+    #[test]
+    fn a_directory_with_two_kernels_is_refused() {
+        let dir = std::env::temp_dir().join(format!("vm-kernel-{}", std::process::id()));
+        fs::create_dir_all(dir.join("usr/lib/modules/6.12.1")).unwrap();
+        assert_eq!(Kernel::open(&dir).unwrap().release, "6.12.1");
+        assert!(Kernel::open(&dir).unwrap().image().is_err());
+        fs::create_dir(dir.join("usr/lib/modules/6.12.2")).unwrap();
+        assert!(Kernel::open(&dir).is_err());
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

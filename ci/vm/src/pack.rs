@@ -6,7 +6,7 @@ use std::io::{BufWriter, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, absolute};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::cli::Run;
@@ -40,18 +40,23 @@ pub fn pack(options: &Run, kernel: &Kernel, heartbeat: bool) -> Result<Packed> {
             .with_context(|| format!("--tool {tool}: not found on the host's PATH"))?;
         add_program(&mut image, &program)?;
     }
-    let job = Job {
-        program: add_command(&mut image, &options.command[0])?,
-        argv: options.command.clone(),
-        env: environment(options),
-        cwd: env::current_dir()?.to_string_lossy().into_owned(),
-        modules: kernel.add_modules(&options.modules, &mut image)?,
-        heartbeat,
-    };
-    image.bytes(job::PATH, toml::to_string(&job)?, 0o600);
+    let program = add_command(&mut image, &options.command[0])?;
+    let modules = kernel.add_modules(&options.modules, &mut image)?;
     // Debian's kernels have no /proc/config.gz; libbpf looks here for what objects declare __kconfig.
     image.add(&kernel.config()?, Path::new(&format!("/boot/config-{}", kernel.release)))?;
     userland::add(&mut image)?;
+    if !userland::has(&image, &program) {
+        bail!("no program {program} on the host, nor in what --file brings, nor in busybox");
+    }
+    let job = Job {
+        program,
+        argv: options.command.clone(),
+        env: environment(options),
+        cwd: env::current_dir()?.to_string_lossy().into_owned(),
+        modules,
+        heartbeat,
+    };
+    image.bytes(job::PATH, toml::to_string(&job)?, 0o600);
 
     let mut file = File::from(memfd_create("initramfs", MemfdFlags::CLOEXEC)?);
     let mut writer = BufWriter::with_capacity(1 << 20, &file);
@@ -77,16 +82,13 @@ fn add_program(image: &mut Image, program: &Path) -> Result<()> {
 
 /// Finds the command on the host as a shell would, unless the guest has it already. Returns its name in the guest.
 fn add_command(image: &mut Image, name: &str) -> Result<String> {
-    let host = if name.contains('/') { Some(absolute(name)?) } else { userland::find(name) };
-    match host {
-        Some(path) if image.contains(&path) => Ok(path.to_string_lossy().into_owned()),
-        Some(path) if path.exists() => {
-            add_program(image, &path)?;
-            Ok(path.to_string_lossy().into_owned())
-        }
-        // Perhaps a name of busybox, or something that --file brought.
-        _ => Ok(name.to_string()),
+    let path = if name.contains('/') { Some(absolute(name)?) } else { userland::find(name) };
+    // Perhaps a name of busybox, or in a directory that --file brings.
+    let Some(path) = path else { return Ok(name.to_string()) };
+    if !image.contains(&path) && path.exists() {
+        add_program(image, &path)?;
     }
+    Ok(path.to_str().context("a command that is not UTF-8")?.to_string())
 }
 
 fn environment(options: &Run) -> Vec<(String, String)> {

@@ -1,6 +1,7 @@
 //! QEMU: its version, its command line, its process.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -55,6 +56,10 @@ pub struct Machine<'a> {
     pub kernel: &'a Path,
     /// The initramfs, an open file.
     pub initrd: OwnedFd,
+    /// The rate of the processor's time stamp counter.
+    pub tsc_khz: u64,
+    /// Where the kernel log goes.
+    pub log: File,
     /// More words for the kernel's command line.
     pub append: &'a str,
 }
@@ -63,8 +68,6 @@ pub struct Machine<'a> {
 /// dies, however that happens.
 pub struct Qemu {
     child: Child,
-    /// The kernel log.
-    pub console: UnixStream,
     /// Standard output of the command.
     pub out: UnixStream,
     /// Standard error of the command.
@@ -106,8 +109,10 @@ impl Machine<'_> {
         qemu.arg("-kernel").arg(self.kernel);
         qemu.args(["-append", &self.command_line()]);
         keep_open(&self.initrd)?;
-        qemu.arg("-initrd").arg(format!("/proc/self/fd/{}", self.initrd.as_raw_fd()));
-        let (console, console_end) = channel(&mut qemu, "console")?;
+        qemu.args(["-initrd", &inherited(&self.initrd)]);
+        // Into a file, because QEMU drops what a reader of a serial line does not take at once.
+        keep_open(&self.log)?;
+        qemu.args(["-chardev", &format!("file,id=console,path={}", inherited(&self.log))]);
         qemu.args(["-serial", "chardev:console", "-device", "virtio-serial-pci"]);
         let (out, out_end) = port(&mut qemu, job::OUT)?;
         let (err, err_end) = port(&mut qemu, job::ERR)?;
@@ -128,21 +133,24 @@ impl Machine<'_> {
         let child = qemu
             .spawn()
             .with_context(|| format!("cannot start {PROGRAM} (ci/setup installs it)"))?;
-        drop((console_end, out_end, err_end, status_end));
-        Ok(Qemu { child, console, out, err, status })
+        drop((out_end, err_end, status_end));
+        Ok(Qemu { child, out, err, status })
     }
 
     fn command_line(&self) -> String {
-        // An oops ends the guest, since what would follow it is not to be trusted; a WARN does not. On a busy machine
-        // a virtual CPU may stand still for long, so the watchdogs get more patience than usual, except where the
-        // guest's clock stands still too.
-        let patience = match self.accel {
-            Accel::Icount => "",
-            _ => {
-                "watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60 workqueue.watchdog_thresh=60 "
-            }
+        // On a busy machine a virtual CPU may stand still for long: the watchdogs get more patience than usual, and
+        // what the kernel finds out about its timers at boot means nothing, so it is told.
+        let patience = "watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60";
+        let clock = |khz| format!("tsc=reliable tsc_early_khz={khz} no_timer_check");
+        let timing = match self.accel {
+            Accel::Kvm => patience.into(),
+            Accel::Tcg => format!("{patience} {}", clock(self.tsc_khz)),
+            Accel::Icount => clock(1_000_000),
         };
-        format!("console=ttyS0 panic=-1 oops=panic tsc=reliable {patience}{}", self.append)
+        // An oops ends the guest, since what would follow it is not to be trusted; a WARN does not. The kernel would
+        // also try out all its ciphers, which takes a third of the time to boot.
+        let fixed = "console=ttyS0 panic=-1 oops=panic cryptomgr.notests";
+        format!("{fixed} {timing} {}", self.append)
     }
 }
 
@@ -198,6 +206,11 @@ fn port(qemu: &mut Command, name: &str) -> Result<(UnixStream, UnixStream)> {
     let ends = channel(qemu, name)?;
     qemu.args(["-device", &format!("virtserialport,chardev={name},name={name}")]);
     Ok(ends)
+}
+
+/// The path by which QEMU opens a file of ours.
+fn inherited(file: &impl AsRawFd) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
 fn keep_open(fd: impl std::os::fd::AsFd) -> Result<()> {

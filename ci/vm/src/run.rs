@@ -1,11 +1,11 @@
 //! One run: pack the guest, boot it, judge it.
 
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use crate::cli::{Cli, Run};
@@ -13,12 +13,11 @@ use crate::kernel::Kernel;
 use crate::pack::pack;
 use crate::qemu::{Accel, Machine};
 use crate::splat::Splats;
+use crate::tsc;
 use crate::watch::{self, Deadlines, Verdict};
 
 /// Exit status when the deadline passed.
 const TIMEOUT: u8 = 124;
-/// Exit status when the harness itself failed.
-pub const HARNESS: u8 = 125;
 /// Exit status when the guest died or its kernel log has a splat.
 const DIED: u8 = 126;
 /// Exit status when nobody reads the output: that of a program which SIGPIPE killed.
@@ -35,14 +34,22 @@ pub fn run(options: &Run, kernel: &Kernel, accel: Accel) -> Result<u8> {
     let text = String::from_utf8_lossy(&text);
     let splats = Splats::find(&text);
     let (status, why) = match (verdict, splats.first()) {
-        (Verdict::Died(why), _) => (DIED, why),
+        (Verdict::Died(why), None) => (DIED, why),
+        (Verdict::Died(why), Some(splat)) => (DIED, format!("{why}: {splat}")),
         (Verdict::Timeout, _) => {
             (TIMEOUT, format!("the command was not done after {} s", options.timeout))
         }
         (_, Some(splat)) => (DIED, format!("the kernel complained: {splat}")),
-        (Verdict::Failed(why), None) => (HARNESS, why),
+        (Verdict::Failed(why), None) => bail!("{why}"),
         (Verdict::Unread, None) => return Ok(UNREAD),
-        (Verdict::Exit(status), None) => return Ok(status),
+        (Verdict::Exit(status), None) => {
+            if text.contains("Out of memory: Killed") {
+                eprintln!(
+                    "vm: the guest ran out of memory and killed processes: give it more with --mem"
+                );
+            }
+            return Ok(status);
+        }
     };
     eprintln!(
         "vm: {why}\nvm: the kernel log is {}, from which:\n{}",
@@ -60,6 +67,7 @@ pub fn boots(kernel: &Kernel, accel: Accel) -> bool {
 
 /// Boots it and returns how it ended, and where its log is.
 fn boot(options: &Run, kernel: &Kernel, accel: Accel) -> Result<(Verdict, PathBuf)> {
+    let early = tsc::Reading::now();
     let packed = pack(options, kernel, accel != Accel::Icount)?;
     let log = run_dir()?.join("console.log");
     let qemu = Machine {
@@ -68,6 +76,8 @@ fn boot(options: &Run, kernel: &Kernel, accel: Accel) -> Result<(Verdict, PathBu
         mem: &options.mem.clone().unwrap_or_else(|| format!("{}M", packed.mib)),
         kernel: &kernel.image()?,
         initrd: packed.initrd,
+        tsc_khz: early.khz(),
+        log: File::create(&log).with_context(|| log.display().to_string())?,
         append: options.append.as_deref().unwrap_or_default(),
     }
     .start()?;
@@ -77,7 +87,7 @@ fn boot(options: &Run, kernel: &Kernel, accel: Accel) -> Result<(Verdict, PathBu
         // The clock of a guest that counts instructions has little to do with ours.
         silence: (accel != Accel::Icount).then_some(watch::SILENCE),
     };
-    Ok((watch::watch(qemu, &deadlines, &log)?, log))
+    Ok((watch::watch(qemu, &deadlines)?, log))
 }
 
 /// A new directory for this run's files, below the target directory this program was built in.

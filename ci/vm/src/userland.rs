@@ -2,12 +2,14 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::elf;
 use crate::image::Image;
 
 /// The guest's PATH.
@@ -35,6 +37,7 @@ pub fn add(image: &mut Image) -> Result<()> {
     // By process id, because the file may have been replaced since this program was started.
     let me = format!("/proc/{}/exe", std::process::id());
     image.add(Path::new(&me), Path::new("/init"))?;
+    image.bytes("/init", elf::stripped(fs::read(me)?)?, 0o755);
     for (dir, mode) in [("/root", 0o700), ("/var/tmp", 0o1777), ("/mnt", 0o755), ("/opt", 0o755)] {
         if !image.contains(Path::new(dir)) {
             image.dir(Path::new(dir), mode);
@@ -46,8 +49,11 @@ pub fn add(image: &mut Image) -> Result<()> {
             image.bytes(path, *content, 0o644);
         }
     }
-    image.link(Path::new("/var/run"), "/run");
-    image.link(Path::new("/etc/mtab"), "/proc/self/mounts");
+    for (link, target) in [("/var/run", "/run"), ("/etc/mtab", "/proc/self/mounts")] {
+        if !image.contains(Path::new(link)) {
+            image.link(Path::new(link), target);
+        }
+    }
     for file in
         ["/etc/ld.so.cache", "/etc/services", "/etc/protocols", "/etc/iproute2"].map(Path::new)
     {
@@ -56,7 +62,7 @@ pub fn add(image: &mut Image) -> Result<()> {
         }
     }
     for program in PROGRAMS {
-        if !has_program(image, program)
+        if !has(image, program)
             && let Some(path) = find(program)
         {
             image.add(&path, &path)?;
@@ -72,7 +78,7 @@ fn add_busybox(image: &mut Image) -> Result<()> {
     for applet in String::from_utf8_lossy(&list.stdout).lines() {
         let path = Path::new("/").join(applet);
         if let Some(name) = path.file_name().and_then(OsStr::to_str)
-            && !has_program(image, name)
+            && !has(image, name)
         {
             image.link(&path, "/usr/bin/busybox");
         }
@@ -80,8 +86,13 @@ fn add_busybox(image: &mut Image) -> Result<()> {
     Ok(())
 }
 
-fn has_program(image: &Image, name: &str) -> bool {
-    env::split_paths(PATH).any(|dir| image.contains(&dir.join(name)))
+/// Whether the guest finds this program, be it a path or a name.
+pub fn has(image: &Image, program: &str) -> bool {
+    if program.contains('/') {
+        image.contains(Path::new(program))
+    } else {
+        env::split_paths(PATH).any(|dir| image.contains(&dir.join(program)))
+    }
 }
 
 /// A program on the host's PATH, or where administrators' programs are.

@@ -1,18 +1,15 @@
 //! Watching over a running guest: relaying its streams, keeping its deadlines, reaching a verdict.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::job::{self, Report};
 use crate::qemu::Qemu;
 
-const PANIC: &[u8] = b"Kernel panic - not syncing";
 /// How long a guest may take to power off.
 const POWER_OFF: Duration = Duration::from_secs(10);
 /// How long a guest may give no sign of life. Some may be late on a busy machine.
@@ -47,19 +44,13 @@ enum Event {
     Report(Report),
     Out(u64),
     Err(u64),
-    Panic,
     Unread,
-    /// A channel was closed: QEMU has ended, or is about to.
-    Closed,
 }
 
 /// Relays until there is a verdict, then lets the guest power off.
-pub fn watch(mut qemu: Qemu, deadlines: &Deadlines, log: &Path) -> Result<Verdict> {
+pub fn watch(mut qemu: Qemu, deadlines: &Deadlines) -> Result<Verdict> {
     let start = Instant::now();
     let (tell, events) = channel();
-    let log = File::create(log).with_context(|| log.display().to_string())?;
-    let console = qemu.console.try_clone()?;
-    let console = spawn(&tell, move |tell| keep_log(console, log, &tell));
     let out = qemu.out.try_clone()?;
     spawn(&tell, move |tell| relay(out, io::stdout(), Event::Out, &tell));
     let err = qemu.err.try_clone()?;
@@ -78,11 +69,10 @@ pub fn watch(mut qemu: Qemu, deadlines: &Deadlines, log: &Path) -> Result<Verdic
         _ => None,
     };
     qemu.kill()?;
-    let _ = console.join();
     match verdict {
         Some(verdict) => Ok(verdict),
         None if ended.is_some_and(|status| status.success()) => {
-            Ok(Verdict::Died("the guest powered off before the command ended".into()))
+            Ok(Verdict::Died("the guest ended before the command did".into()))
         }
         None => bail!("QEMU failed: {}", qemu.complaint()),
     }
@@ -92,7 +82,6 @@ pub fn watch(mut qemu: Qemu, deadlines: &Deadlines, log: &Path) -> Result<Verdic
 fn decide(events: &Receiver<Event>, start: Instant, deadlines: &Deadlines) -> Option<Verdict> {
     let (mut out, mut err) = (0, 0);
     let mut exit = None;
-    let mut panicked = false;
     let total = start + deadlines.total;
     let (mut alive_until, mut why) = (start + deadlines.boot, "the guest did not come up");
     loop {
@@ -114,11 +103,9 @@ fn decide(events: &Receiver<Event>, start: Instant, deadlines: &Deadlines) -> Op
             }
             Ok(Event::Out(n)) => out += n,
             Ok(Event::Err(n)) => err += n,
-            Ok(Event::Panic) => panicked = true,
             Ok(Event::Unread) => return Some(Verdict::Unread),
-            Ok(Event::Closed) | Err(RecvTimeoutError::Disconnected) => {
-                return panicked.then(|| Verdict::Died("the kernel panicked".into()));
-            }
+            // QEMU has ended, and all that it wrote was read.
+            Err(RecvTimeoutError::Disconnected) => return None,
             Err(RecvTimeoutError::Timeout) if Instant::now() >= total => {
                 return Some(Verdict::Timeout);
             }
@@ -127,12 +114,9 @@ fn decide(events: &Receiver<Event>, start: Instant, deadlines: &Deadlines) -> Op
     }
 }
 
-fn spawn(
-    tell: &Sender<Event>,
-    work: impl FnOnce(Sender<Event>) + Send + 'static,
-) -> JoinHandle<()> {
+fn spawn(tell: &Sender<Event>, work: impl FnOnce(Sender<Event>) + Send + 'static) {
     let tell = tell.clone();
-    thread::spawn(move || work(tell))
+    thread::spawn(move || work(tell));
 }
 
 /// Copies a stream, byte for byte, as it comes.
@@ -155,20 +139,6 @@ fn read_reports(from: impl Read, tell: &Sender<Event>) {
     }
 }
 
-/// Stores the kernel log, and notices a panic. Its end is QEMU's end.
-fn keep_log(from: impl Read, mut log: File, tell: &Sender<Event>) {
-    let mut from = BufReader::new(from);
-    let mut line = Vec::new();
-    while matches!(from.read_until(b'\n', &mut line), Ok(1..)) {
-        let _ = log.write_all(&line);
-        if line.windows(PANIC.len()).any(|w| w == PANIC) {
-            let _ = tell.send(Event::Panic);
-        }
-        line.clear();
-    }
-    let _ = tell.send(Event::Closed);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,47 +146,51 @@ mod tests {
     const NEVER: Duration = Duration::from_secs(100);
     const NOW: Duration = Duration::ZERO;
 
-    fn verdict(
-        events: Vec<Event>,
-        total: Duration,
-        boot: Duration,
-        silence: Duration,
-    ) -> Option<Verdict> {
+    /// Total, boot, silence.
+    fn after(total: Duration, boot: Duration, silence: Duration) -> Deadlines {
+        Deadlines { total, boot, silence: Some(silence) }
+    }
+
+    fn feed(events: Vec<Event>) -> (Sender<Event>, Receiver<Event>) {
         let (tell, receiver) = channel();
         events.into_iter().for_each(|e| tell.send(e).unwrap());
-        decide(&receiver, Instant::now(), &Deadlines { total, boot, silence: Some(silence) })
+        (tell, receiver)
+    }
+
+    /// What is decided when QEMU ends after these events.
+    fn ended(events: Vec<Event>) -> Option<Verdict> {
+        let (tell, receiver) = feed(events);
+        drop(tell);
+        decide(&receiver, Instant::now(), &after(NEVER, NEVER, NEVER))
+    }
+
+    /// What is decided when QEMU runs on.
+    fn running(events: Vec<Event>, deadlines: &Deadlines) -> Option<Verdict> {
+        let (_tell, receiver) = feed(events);
+        decide(&receiver, Instant::now(), deadlines)
+    }
+
+    fn died(why: &str) -> Option<Verdict> {
+        Some(Verdict::Died(why.into()))
     }
 
     #[test]
     fn the_status_counts_only_when_all_output_is_there() {
         let exit = || Event::Report(Report::Exit { status: 7, out: 10, err: 2 });
         let all = vec![Event::Out(4), exit(), Event::Err(2), Event::Out(6)];
-        assert_eq!(verdict(all, NEVER, NEVER, NEVER), Some(Verdict::Exit(7)));
-        let cut = vec![Event::Out(4), exit(), Event::Err(2), Event::Closed];
-        assert_eq!(verdict(cut, NEVER, NEVER, NEVER), None);
+        assert_eq!(running(all, &after(NEVER, NEVER, NEVER)), Some(Verdict::Exit(7)));
+        assert_eq!(ended(vec![Event::Out(4), exit(), Event::Err(2)]), None);
+        assert_eq!(ended(vec![]), None);
     }
 
     #[test]
     fn each_deadline_has_its_verdict() {
-        assert_eq!(verdict(vec![], NOW, NEVER, NEVER), Some(Verdict::Timeout));
+        let ready = || vec![Event::Report(Report::Ready)];
+        assert_eq!(running(vec![], &after(NOW, NEVER, NEVER)), Some(Verdict::Timeout));
+        assert_eq!(running(vec![], &after(NEVER, NOW, NEVER)), died("the guest did not come up"));
         assert_eq!(
-            verdict(vec![], NEVER, NOW, NEVER),
-            Some(Verdict::Died("the guest did not come up".into()))
+            running(ready(), &after(NEVER, NEVER, NOW)),
+            died("the guest gives no sign of life")
         );
-        let ready = vec![Event::Report(Report::Ready)];
-        assert_eq!(
-            verdict(ready, NEVER, NEVER, NOW),
-            Some(Verdict::Died("the guest gives no sign of life".into()))
-        );
-    }
-
-    #[test]
-    fn a_panic_is_told_from_a_power_off() {
-        let panic = vec![Event::Panic, Event::Closed];
-        assert_eq!(
-            verdict(panic, NEVER, NEVER, NEVER),
-            Some(Verdict::Died("the kernel panicked".into()))
-        );
-        assert_eq!(verdict(vec![Event::Closed], NEVER, NEVER, NEVER), None);
     }
 }

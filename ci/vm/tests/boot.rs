@@ -1,5 +1,7 @@
 //! Boots guests. Each test holds [`ONE_GUEST`], since two emulated guests at a time only slow each other down.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
@@ -76,13 +78,21 @@ fn a_guest_has_what_tests_need() {
     );
     let required = vm(["kernels", "--required", "--names"]).output().unwrap();
     for series in stdout(&required).lines() {
-        let output = vm(["--kernel", series, "--module", "veth", "--module", "sch-netem", "--file", &dir])
-            .args(["--file", &format!("{dir}/sub:/tmp/given"), "--tool", "cp", "--env", "EXTRA=given"])
-            .args(["--", "sh", "-c", &text])
-            .env("POLITY_TEST", "passed on")
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output()
-            .unwrap();
+        let output =
+            vm(["--kernel", series, "--module", "veth", "--module", "sch-netem", "--file", &dir])
+                .args([
+                    "--file",
+                    &format!("{dir}/sub:/tmp/given"),
+                    "--tool",
+                    "cp",
+                    "--env",
+                    "EXTRA=given",
+                ])
+                .args(["--", "sh", "-c", &text])
+                .env("POLITY_TEST", "passed on")
+                .current_dir(env!("CARGO_MANIFEST_DIR"))
+                .output()
+                .unwrap();
         assert_status(&output, 0);
         assert!(stdout(&output).contains(&format!("\n{series}.")), "{}", stdout(&output));
         assert!(stderr(&output).contains(&format!("linux-image-{series}.")), "{}", stderr(&output));
@@ -137,10 +147,15 @@ fn a_guest_that_powers_off_early_has_died() {
 #[test]
 fn a_splat_fails_a_run_that_would_pass() {
     let _guest = one_guest();
-    let output = script(&[], "echo 'WARNING: CPU: 0 PID: 1 at kernel/x.c:1 f+0x1/0x2' > /dev/kmsg; echo done");
+    let output = script(
+        &[],
+        "echo 'WARNING: CPU: 0 PID: 1 at kernel/x.c:1 f+0x1/0x2' > /dev/kmsg; echo done",
+    );
     assert_status(&output, 126);
     assert_eq!(stdout(&output), "done\n");
-    assert!(stderr(&output).contains("the kernel complained: WARNING: CPU: 0 PID: 1 at kernel/x.c:1"));
+    assert!(
+        stderr(&output).contains("the kernel complained: WARNING: CPU: 0 PID: 1 at kernel/x.c:1")
+    );
 }
 
 #[test]
@@ -152,7 +167,7 @@ fn what_cannot_be_run_is_the_harness_failing() {
         (["--tool", "no-such", "--", "true"], "not found on the host's PATH"),
         (["--kernel", "2.4", "--", "true"], "no series 2.4, only 6.12"),
         (["--smp", "many", "--", "true"], "QEMU failed"),
-        (["--mem", "1G", "--", "/no/such/command"], "cannot run /no/such/command"),
+        (["--mem", "1G", "--", "/no/such/command"], "no program /no/such/command"),
         (["--mem", "1G", "--nonsense", "true"], "--nonsense"),
     ] {
         let output = vm(options).output().unwrap();
@@ -177,7 +192,8 @@ fn a_clock_that_counts_instructions_skips_idle_time() {
 #[test]
 fn the_guest_dies_with_the_vm() {
     let _guest = one_guest();
-    let mut vm = vm(["--", "sh", "-c", "echo up; sleep 1000"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut vm =
+        vm(["--", "sh", "-c", "echo up; sleep 1000"]).stdout(Stdio::piped()).spawn().unwrap();
     vm.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
     let qemu = children(vm.id());
     assert_eq!(qemu.len(), 1);

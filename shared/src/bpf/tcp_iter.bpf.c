@@ -174,7 +174,7 @@ int polity_tcp_list(struct bpf_iter__tcp *ctx)
 	rec.rttvar_us = tp->rttvar_us >> 2;
 	rec.min_rtt_us = tp->rtt_min.s[0].v;
 	rec.mss = tp->mss_cache;
-	rec.in_flight = tp->packets_out - tp->sacked_out - tp->lost_out + tp->retrans_out;
+	rec.in_flight = tcp_packets_in_flight(tp);
 	rec.delivered = tp->delivered;
 	rec.delivered_ce = tp->delivered_ce;
 	rec.lost = tp->lost;

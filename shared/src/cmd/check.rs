@@ -15,10 +15,10 @@ use crate::{catalog, live, out, render};
 /// # Errors
 /// With the exit status of what is wrong.
 pub fn run(args: &Check) -> Result<()> {
-    let policy = catalog::find(&args.policy)?;
+    let policy = catalog::find(&args.subject.policy)?;
     let id = policy.id();
-    let options = Options { rules: rules(args.rules.as_deref())?, ..Default::default() };
-    let loaded = load(policy, &args.params, &options)?;
+    let options = Options { rules: rules(&args.subject)?, ..Default::default() };
+    let loaded = load(policy, &args.subject.params, &options)?;
     let mut programs = Vec::new();
     for program in loaded.object.progs().filter(|p| p.autoload()) {
         let Ok(id) = libbpf_rs::Program::id_from_fd(program.as_fd()) else { continue };

@@ -14,7 +14,7 @@ use crate::{kind, out, render, tree};
 /// None: what is missing is a line of the answer.
 pub fn run(args: &Json) -> Result<()> {
     let kernel = Kernel::probe();
-    let mut facts = vec![btf(&kernel), root(), bpffs(), jit()];
+    let mut facts = vec![btf(&kernel), struct_ops(&kernel), root(), bpffs(), jit()];
     facts.extend(kind::all().flat_map(|k| k.facts(&kernel)));
     if args.json {
         return print_json(&json!({"kernel": Kernel::release(), "facts": facts}));
@@ -37,6 +37,14 @@ fn btf(kernel: &Kernel) -> Fact {
     match kernel.btf() {
         Ok(btf) => Fact::ok("btf", format!("{BTF_PATH}, {} types", btf.len())),
         Err(_) => Fact::fail("btf", "missing", "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y"),
+    }
+}
+
+fn struct_ops(kernel: &Kernel) -> Fact {
+    let types = kernel.struct_ops_types();
+    match types.is_empty() {
+        false => Fact::ok("struct_ops types", types.join(" ")),
+        true => Fact::fail("struct_ops types", "none", "needs CONFIG_BPF_JIT=y and BTF"),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::attach::{Loaded, load};
 use crate::catalog;
-use crate::cli::Load;
+use crate::cli::{Load, Subject};
 use crate::error::{Error, Result};
 use crate::kind::Options;
 use crate::out;
@@ -36,18 +36,18 @@ fn load_for(args: &Load) -> Result<(Loaded, Options)> {
         default: args.default,
         migrate: args.migrate,
         replace: args.replace,
-        rules: rules(args.rules.as_deref())?,
+        rules: rules(&args.subject)?,
     };
-    let loaded = load(catalog::find(&args.policy)?, &args.params, &options)?;
+    let loaded = load(catalog::find(&args.subject.policy)?, &args.subject.params, &options)?;
     for warning in &loaded.warnings {
         tracing::info!("{warning}");
     }
     Ok((loaded, options))
 }
 
-/// Reads a rules file.
-fn rules(file: Option<&std::path::Path>) -> Result<Option<(std::path::PathBuf, String)>> {
-    let Some(file) = file else { return Ok(None) };
+/// Reads the rules file, where one is given.
+fn rules(subject: &Subject) -> Result<Option<(std::path::PathBuf, String)>> {
+    let Some(file) = &subject.rules else { return Ok(None) };
     let text = fs::read_to_string(file)
         .map_err(|e| Error::config(format!("can't read {}: {e}", file.display())))?;
     Ok(Some((file.to_owned(), text)))

@@ -15,11 +15,13 @@ use crate::{mend, out, render};
 /// # Errors
 /// Not root.
 pub fn run(args: &Json) -> Result<()> {
-    let live = live::all()?;
-    let drift: Vec<Value> = mend::drift(&live)
+    live::need_root("see what is attached")?;
+    let drift: Vec<Value> = mend::drift()?
         .into_iter()
         .map(|(policy, what)| json!({"policy": policy, "what": what}))
         .collect();
+    // After mending, which may have taken something off.
+    let live = live::all()?;
     let attached: Vec<Value> = live.iter().map(describe).collect();
     if args.json {
         return print_json(&json!({

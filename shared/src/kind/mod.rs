@@ -105,13 +105,21 @@ pub trait Kind: Sync {
     /// The kind's part of `status`.
     fn detail(&self, live: &Live) -> Value;
 
-    /// Undoes what attaching changed beyond the links (defaults, sockets), while the policy is
-    /// still attached.
+    /// Puts back what attaching `policy` changed beyond its links (defaults, sockets), where that
+    /// is not done yet: it may be attached still, or its host was killed.
     ///
     /// # Errors
-    /// What could not be undone; the policy stays attached then.
-    fn undo(&self, _live: &Live) -> Result<()> {
+    /// What could not be put back.
+    fn restore(&self, _policy: &str) -> Result<()> {
         Ok(())
+    }
+
+    /// Makes an attached policy ready to go: switches it off, puts back what it changed.
+    ///
+    /// # Errors
+    /// What could not be put back; the policy stays attached then.
+    fn undo(&self, live: &Live) -> Result<()> {
+        self.restore(&live.meta.policy)
     }
 
     /// Waits until the kernel has finished taking a policy off, after its links are gone.

@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 use super::{Condition, Kind, Options, Session, attach_programs, attach_struct_ops};
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
+use crate::holders;
 use crate::kernel::{Fact, Kernel, read};
 use crate::live::{self, Live};
 use crate::object::{self, Opened};
+use crate::timing;
 
 /// The struct_ops type.
 const OPS: &str = "sched_ext_ops";
@@ -67,7 +69,7 @@ impl Kind for Schedulers {
         let state = state().unwrap_or_default();
         let fact = match running() {
             Some(name) if state != "disabled" => {
-                let owner = owner(&name).unwrap_or_else(|| "somebody else".to_owned());
+                let owner = owner(kernel, &name);
                 Fact::warn(
                     "sched_ext",
                     format!("{state}: `{name}`, attached by {owner}"),
@@ -136,15 +138,16 @@ impl Kind for Schedulers {
 }
 
 /// Who attached the scheduler called `name`, in words.
-fn owner(name: &str) -> Option<String> {
-    let ours = live::all().ok()?.into_iter().find(|l| {
+fn owner(kernel: &Kernel, name: &str) -> String {
+    let ours = live::all().unwrap_or_default().into_iter().find(|l| {
         l.meta.manifest.policy.kind == "schedulers"
             && ops_name(&l.meta.manifest.policy.name) == name
-    })?;
-    Some(match ours.meta.pid {
-        Some(pid) => format!("polity run (process {pid})"),
-        None => format!("polity, {}", ours.meta.time),
-    })
+    });
+    match ours.map(|live| (live.meta.pid, live.meta.time)) {
+        Some((Some(pid), _)) => format!("polity run (process {pid})"),
+        Some((None, time)) => format!("polity, {time}"),
+        None => holders::of_struct_ops(kernel, OPS).unwrap_or_else(|| "another program".to_owned()),
+    }
 }
 
 /// The name as the kernel takes it: letters, digits, `_` and `.`.
@@ -173,9 +176,9 @@ impl Session for Scheduler {
             });
         }
         if opened.shape.global("scx_lib_features").is_some() {
-            scx_utils::compat::set_lib_features(&mut opened.object).map_err(|e| {
-                Error::failed(format!("can't probe the kernel for scx's library: {e:#}"))
-            })?;
+            timing::bpf(|| scx_utils::compat::set_lib_features(&mut opened.object)).map_err(
+                |e| Error::failed(format!("can't probe the kernel for scx's library: {e:#}")),
+            )?;
         }
         size_dumps(opened)
     }
@@ -184,7 +187,7 @@ impl Session for Scheduler {
         let Some(name) = running().filter(|_| state().as_deref() != Some("disabled")) else {
             return Ok(());
         };
-        let owner = owner(&name).unwrap_or_else(|| "another program".to_owned());
+        let owner = owner(&Kernel::probe(), &name);
         let blocked = Error::failed(format!(
             "can't attach {}: the scheduler `{name}` is running, attached by {owner}",
             self.id

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * The part of vmlinux.h that congestion control policies use, for compiling them natively:
- * the tests run the very source that is loaded into the kernel. shared/tests/dctcp_model.rs
- * has the same structs in Rust; keep them in step.
+ * the tests run the very source that is loaded into the kernel. Sock in mod.rs is struct
+ * tcp_sock in Rust, flat; keep them in step, and without holes at the end of a struct.
  */
 #ifndef __VMLINUX_H__
 #define __VMLINUX_H__
@@ -30,6 +30,7 @@ enum tcp_ca_event {
 
 enum { CA_ACK_SLOWPATH = 1, CA_ACK_WIN_UPDATE = 2, CA_ACK_ECE = 4 };
 enum { TCP_CA_Open, TCP_CA_Disorder, TCP_CA_CWR, TCP_CA_Recovery, TCP_CA_Loss };
+enum { SK_PACING_NONE, SK_PACING_NEEDED, SK_PACING_FQ };
 enum { TCP_ESTABLISHED = 1, TCP_CLOSE = 7, TCP_LISTEN = 10 };
 enum { ICSK_ACK_SCHED = 1, ICSK_ACK_TIMER = 2, ICSK_ACK_NOW = 16 };
 enum { BPF_F_NO_PREALLOC = 1, BPF_SK_STORAGE_GET_F_CREATE = 1 };
@@ -39,6 +40,9 @@ struct sock {
 	struct {
 		u8 skc_state;
 	} __sk_common;
+	u32 sk_pacing_status;
+	u32 sk_gso_max_size;
+	u64 sk_pacing_rate;
 };
 
 struct inet_connection_sock {
@@ -50,6 +54,10 @@ struct inet_connection_sock {
 	u64 icsk_ca_priv[13];
 };
 
+struct tcp_rack {
+	u64 mstamp;
+};
+
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	u32 snd_una;
@@ -58,13 +66,27 @@ struct tcp_sock {
 	u32 delivered;
 	u32 delivered_ce;
 	u32 snd_cwnd;
+	u32 snd_cwnd_cnt;
+	u32 snd_cwnd_clamp;
 	u32 snd_ssthresh;
+	u32 prior_cwnd;
+	u32 max_packets_out;
+	u8 is_cwnd_limited;
 	u8 ecn_flags;
+	u64 tcp_mstamp;
+	struct tcp_rack rack;
+	u32 packets_out, sacked_out, lost_out, retrans_out;
+};
+
+struct ack_sample {
+	u32 pkts_acked;
+	s32 rtt_us;
+	u32 in_flight;
 };
 
 struct tcp_congestion_ops {
-	void *init, *release, *in_ack_event, *cwnd_event, *ssthresh, *cong_avoid, *undo_cwnd;
-	void *set_state;
+	void *init, *release, *in_ack_event, *cwnd_event, *cwnd_event_tx_start, *ssthresh;
+	void *cong_avoid, *undo_cwnd, *set_state, *pkts_acked;
 	u32 flags;
 	char name[16];
 };

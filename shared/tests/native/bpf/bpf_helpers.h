@@ -16,5 +16,7 @@ long bpf_sk_storage_delete(void *map, void *sk);
 long bpf_setsockopt(void *sk, int level, int name, void *value, int len);
 long bpf_tcp_send_ack(void *tp, u32 rcv_nxt);
 void tcp_reno_cong_avoid(struct sock *sk, u32 ack, u32 acked);
+u32 tcp_slow_start(struct tcp_sock *tp, u32 acked);
+void tcp_cong_avoid_ai(struct tcp_sock *tp, u32 w, u32 acked);
 
 #endif

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
+use super::netns::{self, Netns};
 use crate::error::{Error, Result};
-use crate::netns::{self, Netns};
 use crate::tree;
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
@@ -40,6 +40,28 @@ fn set(name: &str) -> Result<()> {
         }
         .into()
     })
+}
+
+/// Keys of [`Undo`] that are no namespace's inode number: those start at 0xf0000000.
+const PENDING: u64 = 0;
+const FLAGS: u64 = 1;
+
+/// A change of defaults that is under way.
+#[derive(Debug, Clone)]
+pub struct Pending {
+    /// The default that gives way.
+    pub from: String,
+    /// Whether established sockets are to be moved too.
+    pub migrate: bool,
+    /// Whether the new algorithm needs ECN.
+    pub needs_ecn: bool,
+}
+
+fn padded(name: &str) -> [u8; NAME_MAX] {
+    let mut value = [0u8; NAME_MAX];
+    let len = name.len().min(NAME_MAX - 1);
+    value[..len].copy_from_slice(&name.as_bytes()[..len]);
+    value
 }
 
 /// What each namespace's default was, by inode number, in a map pinned beside the policies: it
@@ -89,9 +111,7 @@ impl Undo {
     }
 
     fn keep(&self, ns: &Netns, default: &str) -> Result<()> {
-        let mut value = [0u8; NAME_MAX];
-        let len = default.len().min(NAME_MAX - 1);
-        value[..len].copy_from_slice(&default.as_bytes()[..len]);
+        let value = padded(default);
         // What was there first is what has to come back.
         match self.map.update(&ns.inode.to_ne_bytes(), &value, MapFlags::NO_EXIST) {
             Err(e) if e.kind() != libbpf_rs::ErrorKind::AlreadyExists => Err(e.into()),
@@ -99,10 +119,43 @@ impl Undo {
         }
     }
 
-    fn get(&self, ns: &Netns) -> Option<String> {
-        let value = self.map.lookup(&ns.inode.to_ne_bytes(), MapFlags::ANY).ok()??;
+    fn value(&self, key: u64) -> Option<String> {
+        let value = self.map.lookup(&key.to_ne_bytes(), MapFlags::ANY).ok()??;
         let end = value.iter().position(|b| *b == 0)?;
         String::from_utf8(value[..end].to_vec()).ok()
+    }
+
+    /// Records that the change has begun: what is left of it when we are killed is finished by
+    /// the next command.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn begin(&self, pending: &Pending) -> Result<()> {
+        self.map.update(&PENDING.to_ne_bytes(), &padded(&pending.from), MapFlags::ANY)?;
+        let mut flags = [0u8; NAME_MAX];
+        flags[0] = u8::from(pending.migrate);
+        flags[1] = u8::from(pending.needs_ecn);
+        Ok(self.map.update(&FLAGS.to_ne_bytes(), &flags, MapFlags::ANY)?)
+    }
+
+    /// Records that it is complete.
+    pub fn finished(&self) {
+        let _ = self.map.delete(&PENDING.to_ne_bytes());
+    }
+
+    /// The change that was begun and not finished.
+    pub fn pending(&self) -> Option<Pending> {
+        let from = self.value(PENDING)?;
+        let flags = self.map.lookup(&FLAGS.to_ne_bytes(), MapFlags::ANY).ok()??;
+        let flag = |at: usize| flags.get(at).is_some_and(|f| *f != 0);
+        Some(Pending { from, migrate: flag(0), needs_ecn: flag(1) })
+    }
+
+    /// The algorithms that have a record.
+    pub fn all() -> Vec<String> {
+        let names = tree::children(&Path::new(tree::ROOT).join(tree::UNDO));
+        let names = names.iter().filter_map(|p| p.file_name()?.to_str());
+        names.filter(|n| n.starts_with("bpf_")).map(str::to_owned).collect()
     }
 
     /// Forgets the record.
@@ -115,30 +168,35 @@ impl Undo {
     }
 }
 
-/// Makes `name` the default of the initial namespace and of all that have the same default as
-/// it; returns that old default.
+/// Makes `name` the default of the initial namespace and of all others that have `old`.
 ///
 /// # Errors
 /// The initial namespace refuses. Others that do are left and warned about.
-pub fn take_over(name: &str, undo: &Undo) -> Result<String> {
-    let all = netns::all();
-    let Some(init) = all.first() else {
-        return Err(Error::failed("can't open the initial network namespace").into());
-    };
-    let old = init.enter(current)?;
-    for (index, ns) in all.iter().enumerate() {
+pub fn take_over(name: &str, old: &str, undo: &Undo) -> Result<()> {
+    for (index, ns) in netns::all().iter().enumerate() {
         // The initial one first: a child that is made meanwhile takes its default from it.
-        if ns.enter(current).ok().as_deref() != Some(&old) {
+        if ns.enter(current).ok().as_deref() != Some(old) {
             continue;
         }
-        undo.keep(ns, &old)?;
+        undo.keep(ns, old)?;
         match ns.enter(|| set(name)) {
             Err(e) if index == 0 => return Err(e),
             Err(e) => tracing::warn!("namespace {}: {e:#}", ns.name),
             Ok(()) => {}
         }
     }
-    Ok(old)
+    Ok(())
+}
+
+/// The default of the initial namespace.
+///
+/// # Errors
+/// It can't be entered.
+pub fn initial() -> Result<String> {
+    match netns::all().first() {
+        Some(init) => init.enter(current),
+        None => Err(Error::failed("can't open the initial network namespace").into()),
+    }
 }
 
 /// Puts back the default of every namespace that has `name`; returns their names.
@@ -159,7 +217,7 @@ pub fn restore(name: &str, undo: Option<&Undo>) -> Result<Vec<String>> {
             continue;
         }
         let back = undo
-            .and_then(|u| u.get(&ns))
+            .and_then(|u| u.value(ns.inode))
             .filter(usable)
             // One that was made while the policy was the default inherited it.
             .or_else(|| init_default.clone().filter(usable))

@@ -7,15 +7,18 @@
 use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
 
+use self::default::{Pending, Undo};
+use self::sockets::{Iterators, Move};
 use super::{Kind, Options, Session, attach_programs, attach_struct_ops};
 use crate::catalog::Policy;
-use crate::cc_default::{self, Undo};
 use crate::error::{Error, Result};
 use crate::kernel::{Fact, Kernel};
 use crate::live::Live;
-use crate::netns;
 use crate::object::{self, Opened};
-use crate::sockets::{self, Iterators, Move};
+
+pub mod default;
+pub mod netns;
+pub mod sockets;
 
 const OPS: &str = "tcp_congestion_ops";
 /// `TCP_CONG_NEEDS_ECN` of net/tcp.h.
@@ -47,10 +50,10 @@ impl Kind for TcpCc {
                 "TCP policies need CONFIG_BPF_SYSCALL=y, CONFIG_BPF_JIT=y and BTF",
             ),
         }];
-        let available = cc_default::available();
+        let available = default::available();
         facts.push(Fact::ok("tcp algorithms", available.join(" ")));
         for ns in netns::all() {
-            let Ok(current) = ns.enter(cc_default::current) else { continue };
+            let Ok(current) = ns.enter(default::current) else { continue };
             if !available.contains(&current) {
                 facts.push(Fact::warn(
                     "tcp default",
@@ -88,7 +91,7 @@ impl Kind for TcpCc {
         let mut namespaces = Vec::new();
         let mut own = false;
         for ns in netns::all() {
-            if ns.enter(cc_default::current).is_ok_and(|d| d == name) {
+            if ns.enter(default::current).is_ok_and(|d| d == name) {
                 own |= ns.name == "init";
                 namespaces.push(ns.name);
             }
@@ -97,18 +100,16 @@ impl Kind for TcpCc {
         json!({"algorithm": name, "default": own, "default_in": namespaces, "sockets": sockets})
     }
 
-    fn undo(&self, live: &Live) -> Result<()> {
-        let name = algorithm(&live.meta.policy);
+    fn restore(&self, policy: &str) -> Result<()> {
+        let name = algorithm(policy);
         let undo = Undo::open(&name);
-        cc_default::restore(&name, undo.as_ref())?;
+        default::restore(&name, undo.as_ref())?;
         sockets::evacuate(&name)?;
         if let Some(undo) = undo {
             undo.remove();
         }
-        let others = crate::live::all()?
-            .iter()
-            .any(|l| l.id != live.id && l.meta.manifest.policy.kind == self.name());
-        if !others {
+        let of_kind = |l: &Live| l.meta.manifest.policy.kind == self.name();
+        if !crate::live::all()?.iter().any(|l| of_kind(l) && l.meta.policy != policy) {
             sockets::forget_marks();
         }
         Ok(())
@@ -116,28 +117,32 @@ impl Kind for TcpCc {
 
     fn drift(&self, live: &[&Live]) -> Vec<(String, String)> {
         let mut found = Vec::new();
-        let available = cc_default::available();
-        for name in cc_default::ghosts(&available) {
+        let available = default::available();
+        for name in default::ghosts(&available) {
             let policy = format!("tcp-cc/{}", name.trim_start_matches("bpf_"));
-            let undo = Undo::open(&name);
-            let what = match cc_default::restore(&name, undo.as_ref()) {
-                Ok(restored) => format!(
-                    "`{name}` is gone but was still the default in {}; set back",
-                    restored.join(", ")
-                ),
+            let what = match self.restore(&policy) {
+                Ok(()) => format!("`{name}` is gone but was still a default; set back"),
                 Err(e) => format!("`{name}` is gone but still a default: {e:#}"),
             };
-            let _ = sockets::evacuate(&name);
-            if let Some(undo) = undo {
-                undo.remove();
-            }
             found.push((policy, what));
+        }
+        for name in Undo::all() {
+            let policy = format!("tcp-cc/{}", name.trim_start_matches("bpf_"));
+            let Some(undo) = Undo::open(&name) else { continue };
+            if !live.iter().any(|l| l.meta.policy == policy) {
+                undo.remove();
+            } else if undo.pending().is_some() {
+                let what = match complete(&name, &undo) {
+                    Ok(()) => "an interrupted attach had not made it the default everywhere; done"
+                        .to_owned(),
+                    Err(e) => format!("it was to be the default everywhere: {e:#}"),
+                };
+                found.push((policy, what));
+            }
         }
         for policy in live.iter().filter(|l| l.meta.default) {
             let name = algorithm(&policy.meta.policy);
-            let init = netns::all().into_iter().next();
-            let current = init.and_then(|ns| ns.enter(cc_default::current).ok());
-            if let Some(current) = current.filter(|c| *c != name) {
+            if let Some(current) = default::initial().ok().filter(|c| *c != name) {
                 let what = format!("asked to be the default, but that is `{current}`");
                 found.push((policy.meta.policy.clone(), what));
             }
@@ -167,7 +172,7 @@ impl Session for Algorithm {
     }
 
     fn ready(&mut self) -> Result<()> {
-        if cc_default::available().contains(&self.name) {
+        if default::available().contains(&self.name) {
             return Err(Error::failed(format!(
                 "the algorithm name `{}` is already taken",
                 self.name
@@ -179,28 +184,51 @@ impl Session for Algorithm {
     }
 
     fn attach(&mut self, object: &mut Object) -> Result<Vec<(String, Link)>> {
-        let mut links = attach_programs(object)?;
-        links.push(attach_struct_ops(object, &self.map, "the algorithm's name is already taken")?);
-        Ok(links)
+        if self.default {
+            // Recorded before the policy can outlive us, so that what is asked for gets done.
+            let from = default::initial()?;
+            let (migrate, needs_ecn) = (self.migrate, self.needs_ecn);
+            Undo::create(&self.name)?.begin(&Pending { from, migrate, needs_ecn })?;
+        }
+        let attached = attach_programs(object).and_then(|mut links| {
+            links.push(attach_struct_ops(
+                object,
+                &self.map,
+                "the algorithm's name is already taken",
+            )?);
+            Ok(links)
+        });
+        if attached.is_err()
+            && let Some(undo) = Undo::open(&self.name).filter(|_| self.default)
+        {
+            undo.remove();
+        }
+        attached
     }
 
     fn finish(&mut self, _live: &Live) -> Result<()> {
-        if !self.default {
-            return Ok(());
+        match Undo::open(&self.name).filter(|_| self.default) {
+            Some(undo) => complete(&self.name, &undo),
+            None => Ok(()),
         }
-        let undo = Undo::create(&self.name)?;
-        let old = cc_default::take_over(&self.name, &undo)?;
-        if self.migrate {
-            let what = Move {
-                from: &old,
-                to: &self.name,
-                needs_ecn: self.needs_ecn,
-                include_chosen: false,
-            };
-            let report = Iterators::load()?.migrate(&what)?;
-            let left = report.left.len();
-            crate::out::eprintln(&format!("moved {} sockets, left {left}", report.moved));
-        }
-        Ok(())
     }
+}
+
+/// Makes `name` the default as its record says, from wherever that was interrupted.
+fn complete(name: &str, undo: &Undo) -> Result<()> {
+    let Some(pending) = undo.pending() else { return Ok(()) };
+    default::take_over(name, &pending.from, undo)?;
+    if pending.migrate {
+        let what = Move {
+            from: &pending.from,
+            to: name,
+            needs_ecn: pending.needs_ecn,
+            include_chosen: false,
+        };
+        let report = Iterators::load()?.migrate(&what)?;
+        let left = report.left.len();
+        crate::out::eprintln(&format!("moved {} sockets, left {left}", report.moved));
+    }
+    undo.finished();
+    Ok(())
 }

@@ -12,11 +12,12 @@ use libbpf_rs::{MapCore, Object, ObjectBuilder};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::default;
+use super::netns::{self, Netns};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
-use crate::netns::{self, Netns};
 use crate::shape::{Global, Shape};
-use crate::{cc_default, log, sys, tree};
+use crate::{log, sys, tree};
 
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tcp_iter.bpf.o"));
 
@@ -82,7 +83,10 @@ fn marks() -> PathBuf {
 
 /// Forgets which sockets were moved by us: when nothing of ours is left.
 pub fn forget_marks() {
-    let _ = std::fs::remove_file(marks());
+    let path = marks();
+    let _ = std::fs::remove_file(&path);
+    // Fails, as it should, while something else is recorded there.
+    let _ = path.parent().map(std::fs::remove_dir);
 }
 
 impl Iterators {
@@ -317,7 +321,7 @@ pub fn evacuate(algorithm: &str) -> Result<()> {
     if iterators.count()?.get(algorithm).copied().unwrap_or(0) == 0 {
         return Ok(());
     }
-    let to = cc_default::current()?;
+    let to = default::current()?;
     let report = iterators.migrate(&Move {
         from: algorithm,
         to: &to,

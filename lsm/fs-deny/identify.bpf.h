@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Not a hook: the host runs this to learn what the kernel calls the objects behind a batch of
+ * its own descriptors (O_PATH is enough).
+ */
+#ifndef __FS_DENY_IDENTIFY_H
+#define __FS_DENY_IDENTIFY_H
+
+#include "walk.bpf.h"
+
+#define IDENTIFY_BATCH	512
+
+struct deny_identity {
+	struct deny_object object;
+	u32 rdev;
+	u32 found;
+};
+
+struct deny_identities {
+	u32 count;
+	u32 pad;
+	u32 fd[IDENTIFY_BATCH];
+	struct deny_identity is[IDENTIFY_BATCH];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct deny_identities);
+} identities SEC(".maps");
+
+SEC("syscall")
+int identify(void *ctx)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct deny_identities *batch;
+	u32 zero = 0, i;
+
+	batch = bpf_map_lookup_elem(&identities, &zero);
+	if (!batch)
+		return 0;
+	bpf_for(i, 0, batch->count) {
+		struct deny_identity *id;
+		struct fdtable *table;
+		struct inode *inode;
+		struct file *file;
+		u32 fd;
+
+		if (i >= IDENTIFY_BATCH)
+			break;
+		id = &batch->is[i];
+		fd = batch->fd[i];
+		id->found = 0;
+		bpf_rcu_read_lock();
+		table = task->files->fdt;
+		if (fd < table->max_fds) {
+			file = bpf_rdonly_cast((void *)load_u64((u64)(table->fd + fd)),
+					       bpf_core_type_id_kernel(struct file));
+			inode = file->f_inode;
+			id->object.ino = inode->i_ino;
+			id->object.dev = inode->i_sb->s_dev;
+			id->object.generation = inode->i_generation;
+			id->rdev = inode->i_rdev;
+			id->found = inode->i_ino != 0;
+		}
+		bpf_rcu_read_unlock();
+	}
+	return 0;
+}
+
+#endif /* __FS_DENY_IDENTIFY_H */

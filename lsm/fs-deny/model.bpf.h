@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The compiled rules, as the host writes them and the programs read them.
+ *
+ * Rules that agree in everything but their paths share a *class*, one bit of a mask. Every
+ * component of every path in the rules is a *node* of a trie. An object is a node's when it is
+ * the object that held the path at load (map "anchors", by identity) or when it holds the name
+ * now (map "names", by parent node and component). A node's *effect* sets and clears classes for
+ * itself and all beneath it, so what applies to an object is a fold over its ancestors, and the
+ * result for a directory can be cached as one mask.
+ *
+ * The host's side of every type here is shared/src/kind/lsm/fill.rs.
+ */
+#ifndef __FS_DENY_MODEL_H
+#define __FS_DENY_MODEL_H
+
+#define DENY_WORDS	4		/* 256 classes */
+#define DENY_BLOOM_BITS	21		/* 100,000 anchors leave it 95 % empty */
+#define DENY_RULE_NAME	32
+#define DENY_PATH	256
+#define DENY_MAX_ERRNO	4095
+
+/* Bits of every "ops" word. Plain names, because events print the enumerator. */
+enum deny_op {
+	read, write, exec, create, delete, rename, link, chmod, chown, truncate,
+	xattr, stat, mount, ioctl, mmap_exec,
+	DENY_NR_OPS,
+	DENY_DISK = 29,			/* not an operation: also what is on this block device */
+	DENY_PIN = 30,			/* not an operation: would this take an anchor away? */
+	DENY_NAMES = 31,		/* not an operation: children of this node have rules */
+};
+
+#define OP(name)	(1U << (name))
+
+enum deny_mode { DENY_ENFORCE, DENY_AUDIT };
+
+/* Who may be named under "subject"; each is one dimension of the masks in struct deny_set. */
+enum deny_subject { DENY_UID, DENY_GID, DENY_EXE, DENY_CGROUP, DENY_NR_SUBJECTS };
+
+/* Kinds of struct deny_label; those of subjects are the dimension itself. */
+enum deny_label_kind {
+	DENY_FSTYPE = DENY_NR_SUBJECTS,	/* hash of s_type->name, then of s_subtype */
+	DENY_DEVICE,			/* s_dev, or i_rdev of a block device node */
+	DENY_SUPER,			/* s_dev of a file system that holds anchors */
+};
+
+struct deny_mask {
+	u64 w[DENY_WORDS];
+};
+
+/* An object as the kernel knows it: stat(2) shows other numbers on btrfs and overlayfs. */
+struct deny_object {
+	u64 ino;
+	u32 dev;
+	u32 generation;
+};
+
+struct deny_name {
+	u64 hash;
+	u32 parent;
+	u32 len;
+};
+
+struct deny_label {
+	u64 value;
+	u64 kind;
+};
+
+struct deny_node {
+	u32 flags;			/* OP(DENY_PIN), OP(DENY_NAMES) */
+	u32 effect;			/* index into "effects", 0: none */
+	u32 exe;			/* effect that names the classes with this file as exe */
+	u32 parent;
+	u32 rule;			/* the rule behind its effect, if there is only one */
+	u32 pin_rule;			/* the rule that keeps it in place */
+};
+
+struct deny_effect {
+	struct deny_mask set;
+	struct deny_mask clear;
+};
+
+#define DENY_NO_RULE	0xffffffffU
+
+struct deny_class {
+	u32 ops;
+	u32 mode;
+	s32 err;			/* -EACCES */
+	u32 rule;			/* if the class has only one rule */
+	u32 first;			/* of its rules */
+};
+
+/* Which of the rules of a class a node stands for. */
+struct deny_owner {
+	u32 node;
+	u32 class;
+};
+
+struct deny_rule {
+	char name[DENY_RULE_NAME];
+	u32 rate;			/* events per second, 0: all of them */
+	u32 spent;
+	u64 second;
+};
+
+/* What is small and read on every decision; one per generation. */
+struct deny_set {
+	u64 seed;			/* of the name hash, so that collisions can't be made */
+	u64 zero;			/* which the verifier can't know: see walk.bpf.h */
+	u32 ops;			/* union over the classes */
+	u32 has_labels;			/* of file systems */
+	u32 subjects;			/* the dimensions that some rule limits, a bit each */
+	u32 pad;
+	struct deny_mask op[DENY_NR_OPS];
+	struct deny_mask need[DENY_NR_SUBJECTS];
+	struct deny_mask negated[DENY_NR_SUBJECTS];
+	u64 bloom[1 << (DENY_BLOOM_BITS - 6)];
+};
+
+/* What the rules say about one object. */
+struct deny_state {
+	struct deny_mask mask;
+	u32 node;			/* this object's own node: where names continue from */
+	u32 near;			/* the closest node that had an effect */
+	u32 flags;			/* of this object's own node */
+};
+
+/* The same for a directory, cached in its inode. */
+struct deny_dir {
+	struct bpf_spin_lock lock;	/* writers only; readers check the stamp twice */
+	u32 ops;			/* of the classes in the mask, and OP(DENY_NAMES) */
+	u64 stamp;			/* generation << 32 | rename_lock's sequence, 0: being written */
+	u32 node;
+	u32 near;
+	struct deny_mask mask;
+};
+
+enum deny_verdict { denied, audited };
+
+struct deny_event {
+	u64 ktime;
+	enum deny_verdict event;
+	enum deny_op op;
+	char rule[DENY_RULE_NAME];
+	char path[2 * DENY_PATH];	/* within its file system */
+	char comm[16];
+	u32 pid;
+	u32 uid;
+	u64 cgroup;
+	u64 ino;
+	u32 dev;
+};
+
+struct deny_hits {
+	u64 denied;
+	u64 audited;
+	u64 unlogged;
+};
+
+#endif /* __FS_DENY_MODEL_H */

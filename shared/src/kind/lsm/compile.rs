@@ -1,0 +1,200 @@
+//! From a plan and the identities of its objects to what goes into the maps.
+
+use std::collections::HashMap;
+
+use super::model::{Compiled, Effect, Label, Mask, NAMES, NO_RULE, Node, Object, PIN};
+use super::plan::{Plan, Wants};
+use super::trie::NodeId;
+
+/// An object that no rule names, and the classes that hold for it: a hard link that is beneath
+/// a rule's directory by another of its names, the root of a mount there.
+#[derive(Debug, Clone)]
+pub struct Extra {
+    /// What it is.
+    pub object: Object,
+    /// The classes.
+    pub mask: Mask,
+    /// The node that they come from.
+    pub near: NodeId,
+}
+
+/// Compiles `plan`. `objects` has the object of each node where it exists; `cgroup` gives the
+/// id of a control group.
+pub fn compile(
+    plan: &Plan,
+    objects: &[Option<Object>],
+    extras: &[Extra],
+    cgroup: impl Fn(&str) -> Option<u64>,
+) -> Compiled {
+    let same = Same::find(plan, objects);
+    let mut out = Compiled {
+        nodes: vec![Node::default(); plan.trie.len()],
+        effects: vec![Effect::default()],
+        classes: plan.classes.clone(),
+        op: plan.op,
+        need: plan.need,
+        negated: plan.negated,
+        hooks: plan.hooks.clone(),
+        ..Compiled::default()
+    };
+    let mut effects = Effects::default();
+    let mut wants: HashMap<NodeId, Wants> = HashMap::new();
+    for (node, more) in &plan.wants {
+        let all = wants.entry(same.of(*node)).or_default();
+        all.set.extend(&more.set);
+        all.clear.extend(&more.clear);
+        all.exe.extend(&more.exe);
+        all.pin = all.pin.or(more.pin);
+    }
+    for (own, node) in plan.trie.iter() {
+        let (id, parent) = (same.of(own), same.of(node.parent));
+        out.nodes[parent as usize].flags |= NAMES;
+        if id == own {
+            out.nodes[id as usize].parent = parent;
+        }
+        out.names.push((parent, node.name.to_string(), id));
+    }
+    out.names.sort_unstable();
+    out.names.dedup();
+    for (id, wants) in &wants {
+        out.want(*id, wants, &mut effects);
+    }
+    for (id, object) in objects.iter().enumerate() {
+        if let Some(object) = object {
+            out.anchors.push((*object, same.of(id as NodeId)));
+        }
+    }
+    out.anchors.sort_unstable();
+    out.anchors.dedup();
+    for extra in extras {
+        let effect = effects.index(&mut out, Effect { set: extra.mask, clear: Mask::default() });
+        let parent = same.of(extra.near);
+        out.anchors.push((extra.object, out.nodes.len() as u32));
+        out.nodes.push(Node {
+            effect,
+            parent,
+            rule: NO_RULE,
+            pin_rule: NO_RULE,
+            ..Node::default()
+        });
+    }
+    for (ty, mask) in &plan.fstypes {
+        let effect = effects.index(&mut out, Effect { set: *mask, clear: Mask::default() });
+        out.fstypes.push((ty.clone(), effect));
+    }
+    let ids = plan.cgroups.iter();
+    let cgroups = ids.filter_map(|(path, mask)| Some(((Label::Cgroup, cgroup(path)?), *mask)));
+    let labels = plan.labels.iter().map(|(label, mask)| (*label, *mask));
+    for ((kind, value), mask) in labels.chain(cgroups).collect::<Vec<_>>() {
+        let effect = effects.index(&mut out, Effect { set: mask, clear: Mask::default() });
+        out.labels.push((kind, value, effect));
+    }
+    out.supers(&mut effects);
+    out
+}
+
+/// Effects by their content: few differ.
+#[derive(Default)]
+struct Effects(HashMap<Effect, u32>);
+
+impl Effects {
+    fn index(&mut self, out: &mut Compiled, effect: Effect) -> u32 {
+        if effect == Effect::default() {
+            return 0;
+        }
+        *self.0.entry(effect).or_insert_with(|| {
+            out.effects.push(effect);
+            out.effects.len() as u32 - 1
+        })
+    }
+}
+
+impl Compiled {
+    fn want(&mut self, id: NodeId, wants: &Wants, effects: &mut Effects) {
+        let mut effect = Effect::default();
+        wants.set.iter().for_each(|(class, _)| effect.set.insert(*class));
+        wants.clear.iter().for_each(|class| effect.clear.insert(*class));
+        let mut exe = Effect::default();
+        wants.exe.iter().for_each(|class| exe.set.insert(*class));
+        let effect = effects.index(self, effect);
+        let exe = effects.index(self, exe);
+        let node = &mut self.nodes[id as usize];
+        node.effect = effect;
+        node.exe = exe;
+        node.flags |= if wants.pin.is_some() { PIN } else { 0 };
+        node.pin_rule = wants.pin.unwrap_or(NO_RULE);
+        node.rule = NO_RULE;
+        if let Some((_, rule)) = wants.set.first() {
+            if wants.set.iter().all(|(_, other)| other == rule) {
+                node.rule = *rule;
+            } else {
+                self.owners.extend(wants.set.iter().map(|(class, rule)| (id, *class, *rule)));
+            }
+        }
+    }
+
+    /// For each file system that holds anchors, all their classes: what holds for an object
+    /// there of which nobody can tell where it is.
+    fn supers(&mut self, effects: &mut Effects) {
+        let mut by_dev: HashMap<u32, Mask> = HashMap::new();
+        for (object, node) in &self.anchors {
+            let effect = self.nodes[*node as usize].effect;
+            let set = self.effects[effect as usize].set;
+            if !set.is_empty() {
+                let mask = by_dev.entry(object.dev).or_default();
+                *mask = mask.or(set);
+            }
+        }
+        let mut by_dev: Vec<_> = by_dev.into_iter().collect();
+        by_dev.sort_unstable();
+        for (dev, set) in by_dev {
+            let effect = effects.index(self, Effect { set, clear: Mask::default() });
+            self.labels.push((Label::Super, u64::from(dev), effect));
+        }
+    }
+}
+
+/// Nodes that are one and the same object: bind mounts, hard links, symbolic links to
+/// directories. Their children are then the same, too.
+struct Same(Vec<NodeId>);
+
+impl Same {
+    fn find(plan: &Plan, objects: &[Option<Object>]) -> Self {
+        let mut same = Self((0..plan.trie.len() as NodeId).collect());
+        let mut first = HashMap::new();
+        for (id, object) in objects.iter().enumerate().skip(1) {
+            if let Some(object) = object {
+                let id = id as NodeId;
+                let other = *first.entry(*object).or_insert(id);
+                same.join(other, id);
+            }
+        }
+        // Until no two nodes of one name have the same parent.
+        loop {
+            let mut names: HashMap<(NodeId, &str), NodeId> = HashMap::new();
+            let mut joined = false;
+            for (id, node) in plan.trie.iter() {
+                let other = *names.entry((same.of(node.parent), &node.name)).or_insert(id);
+                joined |= same.join(other, id);
+            }
+            if !joined {
+                return same;
+            }
+        }
+    }
+
+    fn of(&self, mut id: NodeId) -> NodeId {
+        while self.0[id as usize] != id {
+            id = self.0[id as usize];
+        }
+        id
+    }
+
+    /// Whether they were two.
+    fn join(&mut self, a: NodeId, b: NodeId) -> bool {
+        let (a, b) = (self.of(a), self.of(b));
+        // The lower number is nearer the root, and names lead downwards.
+        self.0[a.max(b) as usize] = a.min(b);
+        a != b
+    }
+}

@@ -1,0 +1,51 @@
+//! The hashes that the host shares with the policy: of names, and the filter over inode numbers.
+
+use super::model::Object;
+
+/// `DENY_BLOOM_BITS`
+pub const BLOOM_BITS: u32 = 21;
+
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+const OTHER: u64 = 0xc2b2_ae3d_27d4_eb4f;
+
+/// Continues `hash` over `name`: `deny_hash_name()` and `deny_hash_text()`.
+pub fn name(hash: u64, name: &[u8]) -> u64 {
+    name.chunks(8).fold(hash, |hash, part| {
+        let mut word = [0; 8];
+        word[..part.len()].copy_from_slice(part);
+        let hash = (hash ^ u64::from_le_bytes(word)).wrapping_mul(GOLDEN);
+        hash ^ hash >> 32
+    })
+}
+
+/// The hash of a file system type, `fuse.sshfs` being a subtype.
+pub fn fstype(seed: u64, ty: &str) -> u64 {
+    match ty.split_once('.') {
+        Some((ty, subtype)) => name(name(seed, ty.as_bytes()), subtype.as_bytes()),
+        None => name(seed, ty.as_bytes()),
+    }
+}
+
+/// The bit of the filter that an object sets: `in_bloom()`.
+pub fn bloom(object: &Object) -> usize {
+    let hash = object.ino.wrapping_mul(GOLDEN) ^ u64::from(object.dev).wrapping_mul(OTHER);
+    (hash >> (64 - BLOOM_BITS)) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subtype_continues_its_type() {
+        assert_eq!(fstype(7, "fuse.sshfs"), name(fstype(7, "fuse"), b"sshfs"));
+        assert_ne!(fstype(7, "fuse"), fstype(8, "fuse"));
+    }
+
+    #[test]
+    fn every_byte_of_a_name_counts() {
+        assert_ne!(name(1, b"12345678a"), name(1, b"12345678b"));
+        assert_ne!(name(1, b"a"), name(1, b"b"));
+        assert!(bloom(&Object { ino: u64::MAX, dev: 1, generation: 0 }) < 1 << BLOOM_BITS);
+    }
+}

@@ -1,0 +1,150 @@
+//! What the kernel calls the objects behind paths: asked of the policy's own program
+//! `identify`, for stat(2) shows other numbers on btrfs and overlayfs.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::rc::Rc;
+
+use libbpf_rs::{MapCore, MapFlags, ProgramInput};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::model::Object;
+use super::trie::{Links, NodeId, ROOT, Trie};
+use crate::error::{Error, Result};
+
+/// `IDENTIFY_BATCH` of `identify.bpf.h`
+const BATCH: usize = 512;
+/// `struct deny_identity`
+const ENTRY: usize = 24;
+
+/// The file system as it is now.
+#[derive(Default)]
+pub struct FileSystem {
+    /// Directories that were asked about, for most paths share theirs.
+    seen: HashMap<String, Option<String>>,
+}
+
+impl Links for FileSystem {
+    fn target(&mut self, path: &str) -> Option<String> {
+        if let Some(known) = self.seen.get(path) {
+            return known.clone();
+        }
+        let target =
+            std::fs::read_link(path).ok().and_then(|t| t.into_os_string().into_string().ok());
+        self.seen.insert(path.to_owned(), target.clone());
+        target
+    }
+}
+
+/// Asks the program `identify`.
+pub struct Identify<'obj> {
+    object: &'obj libbpf_rs::Object,
+    batch: Vec<(NodeId, Rc<OwnedFd>)>,
+    found: Vec<Option<Object>>,
+}
+
+impl<'obj> Identify<'obj> {
+    /// For a loaded object that has the program.
+    pub fn new(object: &'obj libbpf_rs::Object) -> Self {
+        Self { object, batch: Vec::new(), found: Vec::new() }
+    }
+
+    /// The object of each node of `trie`, where there is one.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn trie(mut self, trie: &Trie) -> Result<Vec<Option<Object>>> {
+        self.found = vec![None; trie.len()];
+        let mut children: HashMap<NodeId, Vec<NodeId>> = HashMap::new();
+        for (id, node) in trie.iter() {
+            children.entry(node.parent).or_default().push(id);
+        }
+        let root = open(rustix::fs::CWD, "/")?
+            .ok_or_else(|| Error::failed("there is no root directory"))?;
+        let mut todo = vec![(ROOT, Rc::new(root))];
+        while let Some((id, fd)) = todo.pop() {
+            self.add(id, &fd)?;
+            for child in children.remove(&id).unwrap_or_default() {
+                if let Some(open) = open(fd.as_fd(), &trie.node(child).name)? {
+                    let open = Rc::new(open);
+                    if children.contains_key(&child) {
+                        todo.push((child, open));
+                    } else {
+                        self.add(child, &open)?;
+                    }
+                }
+            }
+        }
+        self.flush()?;
+        Ok(self.found)
+    }
+
+    fn add(&mut self, id: NodeId, fd: &Rc<OwnedFd>) -> Result<()> {
+        self.batch.push((id, fd.clone()));
+        if self.batch.len() == BATCH { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let fds: Vec<_> = self.batch.iter().map(|(_, fd)| fd.as_fd()).collect();
+        let objects = ask(self.object, &fds)?;
+        for ((id, _), object) in self.batch.iter().zip(objects) {
+            self.found[*id as usize] = object;
+        }
+        self.batch.clear();
+        Ok(())
+    }
+}
+
+/// The objects behind `fds`, at most [`BATCH`].
+///
+/// # Errors
+/// The object lacks the program or the map, or the kernel refuses.
+pub fn ask(object: &libbpf_rs::Object, fds: &[BorrowedFd<'_>]) -> Result<Vec<Option<Object>>> {
+    let lost = |what: &str| Error::failed(format!("the object lost its {what}"));
+    let map =
+        object.maps().find(|m| m.name() == "identities").ok_or_else(|| lost("map `identities`"))?;
+    let program = object
+        .progs_mut()
+        .find(|p| p.name() == "identify")
+        .ok_or_else(|| lost("program `identify`"))?;
+    let mut value = vec![0u8; map.value_size() as usize];
+    value[..4].copy_from_slice(&(fds.len() as u32).to_ne_bytes());
+    for (fd, place) in fds.iter().zip(value[8..].chunks_exact_mut(4)) {
+        place.copy_from_slice(&(fd.as_raw_fd() as u32).to_ne_bytes());
+    }
+    let zero = 0u32.to_ne_bytes();
+    map.update(&zero, &value, MapFlags::ANY)?;
+    program.test_run(ProgramInput::default())?;
+    let value = map.lookup(&zero, MapFlags::ANY)?.ok_or_else(|| lost("identities"))?;
+    let entries = value[8 + BATCH * 4..].chunks_exact(ENTRY);
+    Ok(entries.take(fds.len()).map(entry).collect())
+}
+
+fn entry(bytes: &[u8]) -> Option<Object> {
+    let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap_or_default());
+    let ino = u64::from_ne_bytes(bytes[..8].try_into().unwrap_or_default());
+    (word(20) != 0).then(|| Object { ino, dev: word(8), generation: word(12) })
+}
+
+/// Opens for its identity only; what is not there, or not to be had, has none.
+fn open(at: impl AsFd, name: &str) -> Result<Option<OwnedFd>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(at, name, flags, Mode::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
+            Err(Error::failed(format!("can't open {name}: {e}")).into())
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// The id of a control group: its inode number, in version 2.
+pub fn cgroup_id(path: &str) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let root = Path::new("/sys/fs/cgroup");
+    let folder = root.join(path.trim_start_matches('/'));
+    Some(File::open(folder).ok()?.metadata().ok()?.ino())
+}

@@ -1,0 +1,135 @@
+//! The operations that rules are about, and the hooks that see them.
+
+/// An operation; the discriminant is its bit in the policy's `enum deny_op`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Op {
+    Read,
+    Write,
+    Exec,
+    Create,
+    Delete,
+    Rename,
+    Link,
+    Chmod,
+    Chown,
+    Truncate,
+    Xattr,
+    Stat,
+    Mount,
+    Ioctl,
+    MmapExec,
+}
+
+/// How many there are.
+pub const COUNT: usize = TABLE.len();
+
+const TABLE: [(Op, &str, &[&str]); 15] = [
+    (Op::Read, "read", &["file_open", "file_receive", "mmap_file"]),
+    (
+        Op::Write,
+        "write",
+        &["file_open", "file_receive", "mmap_file", "file_mprotect", "inode_setattr"],
+    ),
+    (Op::Exec, "exec", &["file_open", "mmap_file", "file_mprotect"]),
+    (
+        Op::Create,
+        "create",
+        &[
+            "inode_create",
+            "inode_mkdir",
+            "inode_mknod",
+            "inode_symlink",
+            "inode_link",
+            "inode_rename",
+        ],
+    ),
+    (Op::Delete, "delete", &["inode_unlink", "inode_rmdir", "inode_rename"]),
+    (Op::Rename, "rename", &["inode_rename"]),
+    (Op::Link, "link", &["inode_link"]),
+    (Op::Chmod, "chmod", &["inode_setattr", "inode_set_acl", "inode_remove_acl"]),
+    (Op::Chown, "chown", &["inode_setattr"]),
+    (Op::Truncate, "truncate", &["inode_setattr"]),
+    (Op::Xattr, "xattr", &["inode_setxattr", "inode_removexattr"]),
+    (Op::Stat, "stat", &["inode_getattr"]),
+    (Op::Mount, "mount", &["sb_mount", "move_mount"]),
+    (Op::Ioctl, "ioctl", &["file_ioctl", "file_ioctl_compat"]),
+    (Op::MmapExec, "mmap-exec", &["mmap_file", "file_mprotect"]),
+];
+
+/// The hooks that keep a directory in place.
+pub const PIN_HOOKS: &[&str] = &["inode_rename", "inode_rmdir", "sb_mount", "move_mount"];
+
+impl Op {
+    /// All of them, in order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        TABLE.iter().map(|(op, _, _)| *op)
+    }
+
+    /// The operation called `name`.
+    pub fn find(name: &str) -> Option<Self> {
+        TABLE.iter().find(|(_, n, _)| *n == name).map(|(op, _, _)| *op)
+    }
+
+    /// Its name in rules.
+    pub fn name(self) -> &'static str {
+        TABLE[self as usize].1
+    }
+
+    /// The hooks that have to be attached for it.
+    pub fn hooks(self) -> &'static [&'static str] {
+        TABLE[self as usize].2
+    }
+
+    /// Its bit.
+    pub fn bit(self) -> u32 {
+        1 << self as u32
+    }
+}
+
+/// The names of all operations, for a hint.
+pub fn list() -> String {
+    Op::all().map(Op::name).collect::<Vec<_>>().join(", ")
+}
+
+/// The word of `known` that `word` was probably meant to be.
+pub fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let near = known.map(|k| (distance(word, k), k)).min()?;
+    (near.0 <= near.1.len().min(word.len()) / 3 + 1).then_some(near.1)
+}
+
+/// Levenshtein's distance in bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().take(64).enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let change = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_follow_the_table() {
+        for (i, op) in Op::all().enumerate() {
+            assert_eq!(op as usize, i);
+            assert_eq!(Op::find(op.name()), Some(op));
+        }
+    }
+
+    #[test]
+    fn a_typo_finds_its_word() {
+        assert_eq!(closest("wirte", Op::all().map(Op::name)), Some("write"));
+        assert_eq!(closest("exek", Op::all().map(Op::name)), Some("exec"));
+        assert_eq!(closest("photograph", Op::all().map(Op::name)), None);
+    }
+}

@@ -1,0 +1,61 @@
+//! Tests of the real program on a real kernel: they run as root inside the VM and nowhere else.
+//!
+//! `ci/test` boots each kernel with this binary, the program and the test policies in it. Every
+//! test compares the kernel's state before and after: whatever it did, nothing is left.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod catalog;
+mod ejected;
+mod folders;
+mod foreground;
+mod foreign;
+mod killed;
+mod load;
+mod polity;
+mod qdisc;
+mod refusals;
+mod replace;
+mod run_killed;
+mod scripts;
+mod set;
+mod snapshot;
+mod stats;
+mod stranger;
+mod trial;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    let args = Arguments::from_args();
+    let trials = if in_guest() { all() } else { Vec::new() };
+    if trials.is_empty() {
+        eprintln!("the guest tests run inside the VM: ci/test");
+    }
+    libtest_mimic::run(&args, trials).exit_code()
+}
+
+/// The request of `vm` lies in every guest and on no other machine.
+fn in_guest() -> bool {
+    Path::new("/.vm/job.toml").exists()
+}
+
+fn all() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    trials.extend(catalog::trials());
+    trials.extend(set::trials());
+    trials.extend(folders::trials());
+    trials.extend(refusals::trials());
+    trials.extend(foreground::trials());
+    trials.extend(run_killed::trials());
+    trials.extend(replace::trials());
+    trials.extend(ejected::trials());
+    trials.extend(qdisc::trials());
+    trials.extend(foreign::trials());
+    trials.extend(scripts::trials());
+    trials.extend(killed::trials());
+    trials
+}

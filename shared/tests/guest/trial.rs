@@ -1,0 +1,69 @@
+//! What surrounds every test: a clean system before, and the same system after.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+
+use crate::polity::polity;
+use crate::snapshot::{Snapshot, sched_ext};
+
+/// A test that leaves the kernel as it found it.
+pub fn trial(name: impl Into<String>, test: impl FnOnce() + Send + 'static) -> Trial {
+    let name = name.into();
+    Trial::test(name.clone(), move || {
+        let start = Instant::now();
+        let before = Snapshot::take();
+        let result = catch_unwind(AssertUnwindSafe(test));
+        if result.is_ok() {
+            before.assert_same();
+        }
+        if result.is_err() {
+            // Whatever went wrong must not make the next test go wrong.
+            polity(&["status"]);
+            polity(&["detach", "--all"]);
+            before.settle();
+        }
+        eprintln!("{:6.1} s  {name}", start.elapsed().as_secs_f64());
+        match result {
+            Ok(()) => Ok(()),
+            Err(panic) => {
+                eprintln!("the kernel log's end:\n{}", kernel_log(20));
+                resume_unwind(panic)
+            }
+        }
+    })
+}
+
+/// A test that needs sched_ext.
+pub fn sched_ext_trial(name: impl Into<String>, test: impl FnOnce() + Send + 'static) -> Trial {
+    trial(name, test).with_ignored_flag(sched_ext().is_none())
+}
+
+/// A test that needs files which `ci/test` puts there.
+pub fn trial_with(
+    needs: &'static str,
+    name: impl Into<String>,
+    test: impl FnOnce() + Send + 'static,
+) -> Trial {
+    trial(name, test).with_ignored_flag(!std::path::Path::new(needs).exists())
+}
+
+/// The last lines of the kernel log.
+fn kernel_log(lines: usize) -> String {
+    let output = std::process::Command::new("dmesg").output();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Waits until `condition` holds. The guest is slow and shares its host: patience costs nothing
+/// when all is well.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
