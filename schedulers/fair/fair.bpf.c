@@ -7,7 +7,9 @@
  * the first. A task that wakes goes straight to an idle CPU if there is one; if there is
  * none and the CPU runs a task that has long been busy, it takes that CPU at once.
  *
- * queue.h has the trees, fair.h the types; README.md tells what to expect.
+ * README.md tells what to expect. The parts, in the order in which they build on each other:
+ * fair.h types, state.h parameters and maps, queue.h the trees, groups.h cpu.weight,
+ * vtime.h who is due when, wake.h preemption, serve.h from the trees to the CPUs.
  */
 #include <scx/common.bpf.h>
 #include <polity/policy.bpf.h>
@@ -18,229 +20,12 @@ char _license[] SEC("license") = "GPL";
 POLITY_STATS(struct fair_stats);
 UEI_DEFINE(uei);
 
+#include "state.h"
 #include "queue.h"
-
-/* The machine, filled in by the host. */
-const volatile u32 polity_nr_cpus = 1;
-const volatile u32 polity_nr_llcs = 1;
-const volatile u32 polity_cpu_llc[MAX_CPUS];
-
-/* Parameters that can be changed while attached. */
-volatile u64 slice_us = 4000;
-volatile u64 slice_min_us = 1000;
-volatile u64 lag_us = 10000;
-volatile u64 protect_us = 500;
-volatile u64 preempt_lag_us = 5000;
-volatile u64 steal_lag_us = 4000;
-volatile u64 max_wait_us = 500000;
-
-#define NSEC		1000ULL
-#define NICE_0_WEIGHT	1024
-#define POLICY_IDLE	5	/* SCHED_IDLE */
-#define TRIES		32	/* nodes that one dispatch may look at */
-#define NEIGHBOURS	16	/* queues that one search may look at */
-
-/* sched_prio_to_weight of the kernel: the weight that each nice value has, from -20. */
-static const u32 nice_weight[40] = {
-	88761, 71755, 56483, 46273, 36291, 29154, 23254, 18705, 14949, 11916,
-	9548, 7620, 6100, 4904, 3906, 3121, 2501, 1991, 1586, 1277,
-	1024, 820, 655, 526, 423, 335, 272, 215, 172, 137,
-	110, 87, 70, 56, 45, 36, 29, 23, 18, 15,
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct fair_task);
-} tasks SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_CPUS);
-	__type(key, u32);
-	__type(value, struct fair_cpu);
-} cpus SEC(".maps");
-
-struct fair_llc {
-	struct bpf_cpumask __kptr *cpus;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_LLCS);
-	__type(key, u32);
-	__type(value, struct fair_llc);
-} llcs SEC(".maps");
-
-u32 fallback_used;	/* a task has been in the fallback queue */
-
-static struct fair_task *task_of(struct task_struct *p)
-{
-	return bpf_task_storage_get(&tasks, p, 0, 0);
-}
-
-static struct fair_cpu *cpu_of(u32 cpu)
-{
-	return bpf_map_lookup_elem(&cpus, &cpu);
-}
-
-static u32 llc_of(u32 cpu)
-{
-	return cpu < MAX_CPUS ? polity_cpu_llc[cpu] : 0;
-}
-
-static u32 weight_of(const struct task_struct *p)
-{
-	u32 nice = p->static_prio - 100;
-
-	if (p->policy == POLICY_IDLE)
-		return 3;
-	return nice < 40 ? nice_weight[nice] : NICE_0_WEIGHT;
-}
-
-/*
- * The queue for a task that becomes ready on a CPU: the cache's when it may run on all of
- * the cache's CPUs, so that whichever takes the first task may run it. Else the CPU's own.
- */
-static u32 queue_for(const struct fair_task *t, u32 cpu)
-{
-	u32 llc = llc_of(cpu);
-
-	return t->llcs >> (llc & 63) & 1 ? llc : polity_nr_llcs + cpu;
-}
-
-/* A turn is shorter the more tasks wait for one, but long enough to be worth a switch. */
-static u64 slice_ns(const struct fair_queue *q)
-{
-	u64 slice = slice_us * NSEC / (1 + q->depth / 4);
-
-	return slice > slice_min_us * NSEC ? slice : slice_min_us * NSEC;
-}
-
-/*
- * The weight that the task's time is divided by. Virtual time passes for a queue at the
- * rate of its CPUs over its load, so a light task among many heavy ones would wait for
- * minutes. Nobody counts as so light that a slice puts it back by more than max_wait_us.
- */
-static u64 fair_weight(const struct fair_task *t, const struct fair_queue *q)
-{
-	u64 least = q->load * slice_us / (q->nr_cpus * max_wait_us + 1);
-
-	return (t->weight > least ? t->weight : least) ?: 1;
-}
-
-/*
- * Adds to the virtual time what the task has run since it was last asked. That is not done
- * each time it stops, which would cost those who run without anybody waiting; and what they
- * ran that way, beyond the turn that is ending, is not held against them.
- */
-static void charge(const struct task_struct *p, struct fair_task *t)
-{
-	u64 ran = p->se.sum_exec_runtime - t->charged, most = 4 * slice_us * NSEC;
-	struct fair_queue *q = queue_of(t->queue);
-
-	t->charged += ran;
-	if (!q)
-		return;
-	if (before(q->clock, t->vtime))
-		q->clock = t->vtime;
-	t->vtime += (ran < most ? ran : most) * NICE_0_WEIGHT / fair_weight(t, q);
-}
-
-/*
- * Fits the virtual time to the clock of the queue that the task goes to. Who slept may be
- * behind the clock by lag_us, which is what makes it first, and not by more: time asleep
- * is not saved up. Caches share one idea of time as long as their clocks stay close, so
- * that a task takes what it is owed along when it moves.
- */
-static void place(const struct task_struct *p, struct fair_task *t, u32 id,
-		  const struct fair_queue *q)
-{
-	u64 lag = lag_us * NSEC;
-
-	charge(p, t);
-	if (t->queue != id) {
-		const struct fair_queue *old = queue_of(t->queue);
-
-		if (old && (t->queue >= polity_nr_llcs || id >= polity_nr_llcs ||
-			    before(q->clock + lag, old->clock)))
-			t->vtime += q->clock - old->clock;
-		t->queue = id;
-	}
-	if (before(t->vtime, q->clock - lag))
-		t->vtime = q->clock - lag;
-}
-
-/*
- * Makes a CPU look for work. Not from a CPU that goes offline: it would queue the kick as
- * interrupt work that nobody runs any more, and the kernel waits for that when we end.
- */
-static void kick(s32 cpu, u64 flags)
-{
-	struct fair_cpu *c = cpu_of(bpf_get_smp_processor_id());
-
-	if (!c || c->offline)
-		return;
-	stat_inc(kicks);
-	scx_bpf_kick_cpu(cpu, flags);
-}
-
-/*
- * May a task that wakes take this CPU at once? It must be owed a good deal more time than
- * the one that runs, which must have had its hands on the CPU for a while. So who sleeps a
- * lot is served at once, and two tasks that keep waking each other are not torn apart.
- */
-static bool take(u32 cpu, const struct fair_task *t, u64 now)
-{
-	struct task_struct *curr = __COMPAT_scx_bpf_cpu_curr(cpu);
-	struct fair_cpu *c = cpu_of(cpu);
-	struct fair_task *victim;
-	u64 since, claimed;
-
-	/* Idle, or of a higher class? */
-	if (!c || !curr || !(curr->scx.flags & SCX_TASK_QUEUED))
-		return false;
-	since = curr->sched_info.last_arrival;
-	if (before(now, since + protect_us * NSEC))
-		return false;
-	victim = task_of(curr);
-	if (!victim || !before(t->vtime + preempt_lag_us * NSEC, victim->vtime + (now - since)))
-		return false;
-	/* Nobody else shall choose the same victim before the switch is made. */
-	claimed = c->victim;
-	return claimed != since && __sync_val_compare_and_swap(&c->victim, claimed, since) == claimed;
-}
-
-/*
- * A CPU for a task that wakes and finds none idle: where it was, then near, then anywhere.
- * Negative when everybody runs by right.
- */
-static s32 find_victim(const struct task_struct *p, const struct fair_task *t, s32 prev_cpu)
-{
-	u32 i, cpu, llc = llc_of(prev_cpu);
-	u64 now = scx_bpf_now();
-
-	if (take(prev_cpu, t, now))
-		return prev_cpu;
-	bpf_for(i, 1, NEIGHBOURS) {
-		if (i >= polity_nr_cpus)
-			break;
-		cpu = (prev_cpu + i) % polity_nr_cpus;
-		if (llc_of(cpu) == llc && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
-		    take(cpu, t, now))
-			return cpu;
-	}
-	bpf_for(i, 1, NEIGHBOURS) {
-		if (i >= polity_nr_cpus)
-			break;
-		cpu = (prev_cpu + i) % polity_nr_cpus;
-		if (llc_of(cpu) != llc && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
-		    take(cpu, t, now))
-			return cpu;
-	}
-	return -1;
-}
+#include "groups.h"
+#include "vtime.h"
+#include "wake.h"
+#include "serve.h"
 
 s32 BPF_STRUCT_OPS(fair_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
@@ -272,38 +57,6 @@ s32 BPF_STRUCT_OPS(fair_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 	stat_inc(preemptions);
 	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q), SCX_ENQ_PREEMPT);
 	return victim;
-}
-
-/* Puts the task's node into its tree, or finds that it is there. */
-static bool queue_task(struct task_struct *p, struct fair_task *t, u32 id, struct fair_queue *q)
-{
-	struct fair_node *n;
-
-	place(p, t, id, q);
-	/*
-	 * Order matters: first queued, then the node. Whoever has the node in his hands
-	 * right now (serve) parks it first and then looks at queued, so one of us sees
-	 * the other.
-	 */
-	__sync_lock_test_and_set(&t->queued, 1);
-	n = bpf_kptr_xchg(&t->node, NULL);
-	if (!n) {
-		/* Left behind in this very tree: it will do, see serve(). */
-		if (t->has_node && t->tree == id)
-			return true;
-		n = bpf_obj_new(typeof(*n));
-		if (!n)
-			return false;
-		n->serial = ++t->serial;
-		t->has_node = 1;
-	}
-	n->pid = p->pid;
-	n->key = t->vtime;
-	n->weight = t->weight;
-	n->since = scx_bpf_now();
-	t->tree = id;
-	queue_push(q, n);
-	return true;
 }
 
 void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
@@ -387,169 +140,6 @@ static bool may_run(struct task_struct *p, s32 cpu)
 	return bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
 }
 
-/* The node goes back to its task, and into the tree if it has been wanted meanwhile. */
-static __always_inline void park(struct fair_task *t, struct fair_node *n)
-{
-	struct fair_queue *q;
-
-	n = bpf_kptr_xchg(&t->node, n);
-	if (n)
-		bpf_obj_drop(n);
-	if (!t->queued)
-		return;
-	q = queue_of(t->queue);
-	n = bpf_kptr_xchg(&t->node, NULL);
-	if (!n)
-		return;
-	if (!q) {
-		bpf_obj_drop(n);
-		return;
-	}
-	n->key = t->vtime;
-	n->weight = t->weight;
-	n->since = scx_bpf_now();
-	t->tree = t->queue;
-	queue_push(q, n);
-}
-
-/* Takes the first task of the queue to this CPU. False when there was none to be had. */
-static bool serve(struct fair_queue *q, s32 cpu)
-{
-	struct fair_node *n = queue_pop(q);
-	struct task_struct *p;
-	struct fair_task *t;
-	bool served = false;
-
-	if (!n)
-		return false;
-	p = bpf_task_from_pid(n->pid);
-	if (!p) {
-		stat_inc(stale);
-		bpf_obj_drop(n);
-		return false;
-	}
-	t = task_of(p);
-	if (!t || t->serial != n->serial) {
-		/* The task is gone, or waits elsewhere by another node. */
-		stat_inc(stale);
-		bpf_obj_drop(n);
-		goto out;
-	}
-	if (before(n->key, t->vtime) && t->queued) {
-		/* It left and came back meanwhile: to its new place. */
-		stat_inc(stale);
-	} else if (__sync_lock_test_and_set(&t->queued, 0)) {
-		/*
-		 * Insert first, then look at the affinity. If that changes later, the
-		 * kernel has requeued the task and ignores this dispatch; if it changed
-		 * before, we see it here.
-		 */
-		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q), 0);
-		if (!may_run(p, cpu)) {
-			stat_inc(misplaced);
-			scx_bpf_dispatch_cancel();
-			scx_bpf_dsq_insert(p, SCX_DSQ_GLOBAL, slice_ns(q), 0);
-		} else {
-			served = true;
-		}
-	} else {
-		stat_inc(stale);
-	}
-	park(t, n);
-out:
-	bpf_task_release(p);
-	return served;
-}
-
-/* From another cache or another CPU: only when the first task there may run here. */
-static bool steal(struct fair_queue *q, s32 cpu)
-{
-	struct task_struct *p;
-	bool may;
-
-	p = bpf_task_from_pid(queue_peek(q));
-	/* A stale node is as good: taking it clears the way. */
-	may = !p || may_run(p, cpu);
-	if (p)
-		bpf_task_release(p);
-	if (!may || !serve(q, cpu))
-		return false;
-	stat_inc(steals);
-	return true;
-}
-
-/* Takes the first task of another cache when it has been due for longer than ours. */
-static bool help(struct fair_cpu *c, u32 llc, const struct fair_queue *near, s32 cpu)
-{
-	struct fair_queue *far;
-
-	far = queue_of((llc + 1 + c->turn++ % (polity_nr_llcs - 1)) % polity_nr_llcs);
-	return far && far->depth && before(far->first + steal_lag_us * NSEC, near->first) &&
-	       steal(far, cpu);
-}
-
-/* Nothing to do here: look at the other caches, then at the CPUs of this one. */
-static bool steal_any(s32 cpu, u32 llc, struct fair_queue *near)
-{
-	struct fair_queue *q;
-	u32 i, other;
-
-	bpf_for(i, 1, polity_nr_llcs) {
-		q = queue_of((llc + i) % polity_nr_llcs);
-		if (!q || !q->depth)
-			continue;
-		/* Nobody waits here, so this clock can be set by theirs. */
-		if (before(near->clock, q->clock))
-			near->clock = q->clock;
-		if (steal(q, cpu))
-			return true;
-	}
-	if (!nr_single)
-		return false;
-	bpf_for(i, 1, polity_nr_cpus) {
-		if (i >= NEIGHBOURS)
-			break;
-		other = (cpu + i) % polity_nr_cpus;
-		q = queue_of(polity_nr_llcs + other);
-		if (q && q->depth && steal(q, cpu))
-			return true;
-	}
-	return false;
-}
-
-/*
- * Both the cache's queue and the CPU's own have work: who is next? Their clocks can't be
- * compared, but how long the first of each has waited can, and a weight is how much a wait
- * counts. So a CPU with many tasks of its own leaves the cache's to its neighbours, and one
- * with a single such task gives it about what it would have had in the cache's queue.
- */
-static bool own_is_next(const struct fair_queue *near, const struct fair_queue *own)
-{
-	u64 now = scx_bpf_now();
-
-	return (now - own->since) * own->weight > (now - near->since) * near->weight;
-}
-
-/* The task that runs may go on when nobody who waits is due before it. */
-static bool keep(struct task_struct *prev, const struct fair_queue *near,
-		 const struct fair_queue *own)
-{
-	struct fair_task *t;
-
-	if (!prev || !(prev->scx.flags & SCX_TASK_QUEUED))
-		return false;
-	t = task_of(prev);
-	if (!t || (own->depth && near->depth))
-		return false;
-	charge(prev, t);
-	if ((near->depth && before(near->first, t->vtime)) ||
-	    (own->depth && before(own->first, t->vtime)))
-		return false;
-	stat_inc(kept);
-	scx_bpf_task_set_slice(prev, slice_ns(near));
-	return true;
-}
-
 void BPF_STRUCT_OPS(fair_dispatch, s32 cpu, struct task_struct *prev)
 {
 	u32 i, llc = llc_of(cpu);
@@ -616,9 +206,108 @@ void BPF_STRUCT_OPS(fair_set_cpumask, struct task_struct *p, const struct cpumas
 void BPF_STRUCT_OPS(fair_set_weight, struct task_struct *p, u32 weight)
 {
 	struct fair_task *t = task_of(p);
+	u32 counted;
 
+	if (!t)
+		return;
+	counted = t->counted;
+	task_deactivate(t);
+	t->weight = weight_of(p);
+	if (counted)
+		task_activate(t);
+}
+
+/* It gives way: to the one who is due next, as far as there is one. */
+bool BPF_STRUCT_OPS(fair_yield, struct task_struct *p, struct task_struct *to)
+{
+	struct fair_task *t = task_of(p);
+	struct fair_queue *q;
+
+	if (!t)
+		return false;
+	q = queue_of(t->queue);
+	charge(p, t);
+	if (q && q->depth && before(t->vtime, q->first))
+		t->vtime = q->first + 1;
+	scx_bpf_task_set_slice(p, 0);
+	return false;
+}
+
+/* Core scheduling compares tasks across CPUs: by how far each is behind its clock. */
+bool BPF_STRUCT_OPS(fair_core_sched_before, struct task_struct *a, struct task_struct *b)
+{
+	struct fair_task *ta = task_of(a), *tb = task_of(b);
+	struct fair_queue *qa, *qb;
+
+	if (!ta || !tb)
+		return false;
+	qa = queue_of(ta->queue);
+	qb = queue_of(tb->queue);
+	return qa && qb && before(ta->vtime - qa->clock, tb->vtime - qb->clock);
+}
+
+/* It sleeps: its group's load is for the others. */
+void BPF_STRUCT_OPS(fair_quiescent, struct task_struct *p, u64 deq_flags)
+{
+	struct fair_task *t;
+
+	if (!nr_groups)
+		return;
+	t = task_of(p);
 	if (t)
-		t->weight = weight_of(p);
+		task_deactivate(t);
+}
+
+void BPF_STRUCT_OPS(fair_cgroup_move, struct task_struct *p, struct cgroup *from,
+		    struct cgroup *to)
+{
+	struct fair_task *t = task_of(p);
+	u32 counted;
+
+	if (!t)
+		return;
+	counted = t->counted;
+	task_deactivate(t);
+	t->group = slot_of(to);
+	if (counted)
+		task_activate(t);
+}
+
+void BPF_STRUCT_OPS(fair_cgroup_set_weight, struct cgroup *cgrp, u32 weight)
+{
+	u32 slot = slot_of(cgrp);
+	struct fair_group *g = group_of(slot);
+
+	if (slot == ROOT || !g || g->id != cgrp->kn->id)
+		return;
+	g->weight = weight * NICE_0_WEIGHT / 100 ?: 1;
+	group_propagate(slot);
+}
+
+void BPF_STRUCT_OPS(fair_cgroup_set_idle, struct cgroup *cgrp, bool idle)
+{
+	u32 slot = slot_of(cgrp);
+	struct fair_group *g = group_of(slot);
+
+	if (slot == ROOT || !g || g->id != cgrp->kn->id)
+		return;
+	g->idle = idle;
+	group_propagate(slot);
+}
+
+s32 BPF_STRUCT_OPS_SLEEPABLE(fair_cgroup_init, struct cgroup *cgrp,
+			     struct scx_cgroup_init_args *args)
+{
+	u32 idle = 0;
+
+	if (bpf_core_field_exists(args->sched_idle))
+		idle = args->sched_idle;
+	return group_init(cgrp, args->weight, idle);
+}
+
+void BPF_STRUCT_OPS(fair_cgroup_exit, struct cgroup *cgrp)
+{
+	group_exit(cgrp);
 }
 
 s32 BPF_STRUCT_OPS_SLEEPABLE(fair_init_task, struct task_struct *p,
@@ -631,6 +320,8 @@ s32 BPF_STRUCT_OPS_SLEEPABLE(fair_init_task, struct task_struct *p,
 	if (!t)
 		return -ENOMEM;
 	t->serial = bpf_ktime_get_ns();
+	if (args->cgroup)
+		t->group = slot_of(args->cgroup);
 	/* Failing here is no harm: the first enqueue tries again. */
 	n = bpf_obj_new(typeof(*n));
 	if (!n)
@@ -791,6 +482,14 @@ SCX_OPS_DEFINE(fair,
 	.dispatch	= (void *)fair_dispatch,
 	.set_cpumask	= (void *)fair_set_cpumask,
 	.set_weight	= (void *)fair_set_weight,
+	.yield		= (void *)fair_yield,
+	.core_sched_before = (void *)fair_core_sched_before,
+	.quiescent	= (void *)fair_quiescent,
+	.cgroup_init	= (void *)fair_cgroup_init,
+	.cgroup_exit	= (void *)fair_cgroup_exit,
+	.cgroup_move	= (void *)fair_cgroup_move,
+	.cgroup_set_weight = (void *)fair_cgroup_set_weight,
+	.cgroup_set_idle = (void *)fair_cgroup_set_idle,
 	.init_task	= (void *)fair_init_task,
 	.enable		= (void *)fair_enable,
 	.cpu_offline	= (void *)fair_cpu_offline,

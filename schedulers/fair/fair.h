@@ -10,6 +10,8 @@
 #define MAX_LLCS	64	/* bits of fair_task.llcs */
 #define MAX_QUEUES	(MAX_LLCS + MAX_CPUS)
 
+#define NICE_0_WEIGHT	1024
+
 
 /* Where a task goes that has no node: a queue of the kernel's, first in, first out. */
 #define FALLBACK_DSQ	0
@@ -55,7 +57,9 @@ struct fair_task {
 	u64 vtime;	/* run time so far, divided by weight */
 	u64 llcs;	/* the caches on all of whose CPUs it may run, a bit each */
 	u64 charged;	/* p->se.sum_exec_runtime up to which vtime is right */
-	u32 weight;
+	u32 weight;	/* of its nice value */
+	u32 group;	/* its cgroup's slot */
+	u32 counted;	/* what the group's load holds for it, 0 while inactive */
 	u32 queue;	/* whose clock vtime goes by */
 	u32 tree;	/* where its node is, when it is not parked */
 	u32 has_node;	/* it was given one: parked, in a tree, or on its way */
