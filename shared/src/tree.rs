@@ -141,8 +141,10 @@ impl Tree {
             map.pin(staged.join("maps").join(label))?;
         }
         meta.pin(staged.join("meta"))?;
-        let (last, first) =
-            links.split_last_mut().ok_or_else(|| Error::failed("nothing was attached"))?;
+        // File rules may be none, and then there is no hook to attach.
+        let Some((last, first)) = links.split_last_mut() else {
+            return Ok(fs::rename(staged, place)?);
+        };
         for (name, link) in first {
             link.pin(staged.join("links").join(&*name))?;
         }

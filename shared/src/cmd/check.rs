@@ -17,7 +17,7 @@ use crate::{catalog, live, out, render};
 pub fn run(args: &Check) -> Result<()> {
     let policy = catalog::find(&args.subject.policy)?;
     let id = policy.id();
-    let options = Options { rules: rules(&args.subject)?, ..Default::default() };
+    let options = Options { rules: rules(&args.subject)?, check: true, ..Default::default() };
     let loaded = load(policy, &args.subject.params, &options)?;
     let mut programs = Vec::new();
     for program in loaded.object.progs().filter(|p| p.autoload()) {

@@ -37,6 +37,7 @@ fn load_for(args: &Load) -> Result<(Loaded, Options)> {
         migrate: args.migrate,
         replace: args.replace,
         rules: rules(&args.subject)?,
+        check: false,
     };
     let loaded = load(catalog::find(&args.subject.policy)?, &args.subject.params, &options)?;
     for warning in &loaded.warnings {

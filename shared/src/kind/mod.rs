@@ -50,6 +50,8 @@ pub struct Options {
     pub replace: bool,
     /// lsm: the rules file and its text.
     pub rules: Option<(PathBuf, String)>,
+    /// Only load, to hear what the verifier says: lsm loads the programs of all hooks then.
+    pub check: bool,
 }
 
 /// How an attached policy fares, as the kernel sees it.

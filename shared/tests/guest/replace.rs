@@ -48,11 +48,11 @@ fn foreign() {
     let stranger = Stranger::load("/policies/plain/plain.bpf.o");
     eventually("it runs", || sched_ext().as_deref() == Some("enabled"));
     let before = Snapshot::take();
-    let said = ["the scheduler `plain` is running", "attached by another program"];
+    let said = ["the scheduler `plain` is running", "attached by guest (process"];
     polity(&["attach", "schedulers/fifo"]).fails(1, &said);
     polity(&["attach", "schedulers/fifo", "--replace"]).fails(1, &said);
     let doctor = polity(&["doctor"]).ok().stdout;
-    assert!(doctor.contains("`plain`, attached by somebody else"), "{doctor}");
+    assert!(doctor.contains("`plain`, attached by guest (process"), "{doctor}");
     before.assert_same();
     assert_eq!(scheduler(), "plain");
     drop(stranger);

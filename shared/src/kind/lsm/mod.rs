@@ -76,10 +76,12 @@ impl Kind for Lsm {
             )
             .into());
         }
-        let Some((file, text)) = &options.rules else { return Ok(Box::new(Loading::default())) };
+        let Some((file, text)) = &options.rules else {
+            return Ok(Box::new(Loading { all_hooks: options.check, ..Loading::default() }));
+        };
         let rules = rules::parse(file, text, &policy.manifest.policy.name)?;
         let plan = plan::plan(&rules, &mut identify::FileSystem::default(), file, text)?;
-        Ok(Box::new(Loading { rules, plan, has_rules: false }))
+        Ok(Box::new(Loading { rules, plan, ..Loading::default() }))
     }
 
     fn detail(&self, live: &Live) -> Value {
@@ -121,6 +123,8 @@ struct Loading {
     plan: Plan,
     /// Whether the policy is one with rules of ours.
     has_rules: bool,
+    /// Load even what no rule needs.
+    all_hooks: bool,
 }
 
 impl Session for Loading {
@@ -136,7 +140,7 @@ impl Session for Loading {
             let name = program.name().to_string_lossy().into_owned();
             let Some(hook) = name.strip_prefix("on_") else { continue };
             let there = kernel.has_func(&format!("bpf_lsm_{hook}"));
-            let needed = self.plan.hooks.contains(hook);
+            let needed = self.all_hooks || self.plan.hooks.contains(hook);
             program.set_autoload(there && needed);
             if needed && !there {
                 opened.warnings.push(format!("this kernel has no hook {hook}"));

@@ -1,0 +1,240 @@
+//! The rules file: what it says is what is understood, and whatever is wrong with it is an error
+//! with its place, never a panic.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use polity::kind::lsm::compile::compile;
+use polity::kind::lsm::model::{Compiled, Label, Mask, NAMES, Object, PIN};
+use polity::kind::lsm::plan::{Plan, plan};
+use polity::kind::lsm::rules::{self, Rules};
+use polity::kind::lsm::trie::ROOT;
+use proptest::prelude::*;
+
+fn parse(text: &str) -> Result<Rules, String> {
+    rules::parse(Path::new("rules.toml"), text, "fs-deny").map_err(|e| format!("{e:#}"))
+}
+
+fn planned(text: &str) -> Plan {
+    plan(&parse(text).unwrap(), &mut (), Path::new("rules.toml"), text).unwrap()
+}
+
+fn rule(body: &str) -> String {
+    format!("[[lsm.fs-deny.rules]]\n{body}\n")
+}
+
+/// Compiles with every path of the trie existing, as object number its node's.
+fn compiled(plan: &Plan) -> Compiled {
+    let objects: Vec<_> = (0..plan.trie.len() as u64)
+        .map(|ino| (ino > 0).then_some(Object { ino, dev: 1, generation: 0 }))
+        .collect();
+    compile(plan, &objects, &[], |_| Some(77))
+}
+
+/// The classes that hold at `path`, folded down the names as the kernel does.
+fn state(compiled: &Compiled, path: &str) -> Mask {
+    let names: HashMap<_, _> =
+        compiled.names.iter().map(|(p, n, id)| ((*p, n.as_str()), *id)).collect();
+    let effect = |id: u32| compiled.effects[compiled.nodes[id as usize].effect as usize];
+    let mut at = Some(ROOT);
+    let mut mask = effect(ROOT).apply(Mask::default());
+    for part in path.split('/').filter(|p| !p.is_empty()) {
+        at = at.and_then(|at| names.get(&(at, part)).copied());
+        if let Some(id) = at {
+            mask = effect(id).apply(mask);
+        }
+    }
+    mask
+}
+
+#[test]
+fn the_example_of_the_design_is_understood() {
+    let text = r#"
+[lsm.fs-deny]
+mode = "enforce"
+
+[[lsm.fs-deny.rules]]
+name = "etc-read-only"
+deny = ["write", "create", "delete", "rename", "link", "chmod", "chown", "truncate"]
+path = "/etc"
+except = ["/etc/resolv.conf"]
+
+[[lsm.fs-deny.rules]]
+name = "no-exec-from-scratch"
+deny = ["exec"]
+fstype = ["tmpfs", "fuse"]
+subject = { uid = [1000], exe = ["/usr/bin/python3"], cgroup = ["/user.slice"] }
+"#;
+    let rules = parse(text).unwrap();
+    assert_eq!(rules.rules.len(), 2);
+    let plan = planned(text);
+    assert!(plan.hooks.contains("file_open") && !plan.hooks.contains("inode_getattr"));
+    let out = compiled(&plan);
+    assert!(state(&out, "/etc/passwd").has(0));
+    assert!(!state(&out, "/etc/resolv.conf").has(0));
+    assert!(!state(&out, "/usr/bin").has(0));
+    assert!(out.need.iter().enumerate().all(|(i, need)| need.has(1) == [0, 2, 3].contains(&i)));
+    assert!(out.labels.iter().any(|(kind, value, _)| *kind == Label::Cgroup && *value == 77));
+}
+
+#[test]
+fn no_rules_need_no_hook() {
+    assert!(planned("").hooks.is_empty());
+    assert!(planned("[lsm.fs-deny]\nmode = \"audit\"\n").hooks.is_empty());
+    // Rules of another policy are not ours.
+    assert!(planned("[[lsm.other.rules]]\ndeny = [\"read\"]\npath = \"/etc\"\n").hooks.is_empty());
+}
+
+#[test]
+fn a_hole_is_in_its_own_rule_only() {
+    let text = rule("deny = [\"read\"]\npath = \"/a\"\nexcept = [\"/a/open\"]\n")
+        + &rule("deny = [\"read\"]\npath = \"/a/open/not\"\n")
+        + &rule("deny = [\"read\"]\npath = \"/\"\nmode = \"audit\"\n");
+    let out = compiled(&planned(&text));
+    let holds = |path, class| state(&out, path).has(class);
+    assert!(holds("/a", 0) && holds("/a/x/y", 0));
+    assert!(!holds("/a/open", 0) && !holds("/a/open/x", 0));
+    assert!(holds("/a/open/not/x", 1) && !holds("/a/open/not/x", 0));
+    assert!(holds("/a/open/x", 2) && holds("/b", 2));
+}
+
+#[test]
+fn rules_alike_share_a_class() {
+    let many: String =
+        (0..1000).map(|i| rule(&format!("deny = [\"write\"]\npath = \"/srv/{i}\"\n"))).collect();
+    let plan = planned(&many);
+    assert_eq!(plan.classes.len(), 1);
+    let out = compiled(&plan);
+    assert!(state(&out, "/srv/999/x").has(0) && !state(&out, "/srv/1000").has(0));
+}
+
+#[test]
+fn too_many_kinds_of_rules_are_an_error_with_a_place() {
+    let text: String = (0..300)
+        .map(|i| rule(&format!("deny = [\"read\"]\npath = \"/x\"\nsubject = {{ uid = [{i}] }}\n")))
+        .collect();
+    let error = plan(&parse(&text).unwrap(), &mut (), Path::new("r.toml"), &text).unwrap_err();
+    assert!(error.to_string().starts_with("r.toml:1281:1: more than 256"), "{error}");
+}
+
+#[test]
+fn enforcing_directories_are_pinned_and_audited_ones_are_not() {
+    let text = rule("deny = [\"read\"]\npath = \"/a/b\"")
+        + &rule("deny = [\"read\"]\npath = \"/c/d\"\nmode = \"audit\"")
+        + &rule("deny = [\"read\"]\npath = \"/e/f\"\npin = false");
+    let plan = planned(&text);
+    let out = compiled(&plan);
+    let flags = |path: &str| {
+        let id = path.split('/').skip(1).try_fold(ROOT, |at, part| plan.trie.child(at, part));
+        out.nodes[id.unwrap() as usize].flags
+    };
+    assert_eq!(flags("/a"), PIN | NAMES);
+    assert_eq!(flags("/a/b"), PIN);
+    assert_eq!(flags("/c"), NAMES);
+    assert_eq!(flags("/e/f"), 0);
+    assert_eq!(out.nodes[ROOT as usize].flags, PIN | NAMES);
+}
+
+#[test]
+fn one_object_under_two_paths_is_one_node() {
+    let text =
+        rule("deny = [\"read\"]\npath = \"/a/x\"") + &rule("deny = [\"write\"]\npath = \"/b/y\"");
+    let plan = planned(&text);
+    // /b is a bind mount of /a.
+    let at = |path: &str| {
+        path.split('/').skip(1).try_fold(ROOT, |at, part| plan.trie.child(at, part)).unwrap()
+    };
+    let objects: Vec<_> = (0..plan.trie.len() as u32)
+        .map(|id| {
+            let ino = if id == at("/b") { at("/a") } else { id };
+            (id > 0).then_some(Object { ino: u64::from(ino), dev: 1, generation: 0 })
+        })
+        .collect();
+    let out = compile(&plan, &objects, &[], |_| None);
+    for path in ["/a/y", "/b/y"] {
+        assert!(state(&out, path).has(1), "{path}");
+    }
+    for path in ["/a/x", "/b/x"] {
+        assert!(state(&out, path).has(0), "{path}");
+    }
+}
+
+#[test]
+fn whatever_is_wrong_is_shown_in_its_place() {
+    let cases = [
+        ("deny = [\"raed\"]\npath = \"/a\"", "2:9: no operation `raed`"),
+        ("deny = []\npath = \"/a\"", "2:8: the rule denies nothing"),
+        ("deny = [\"read\"]\npath = \"a\"", "3:8: `a` does not start at /"),
+        ("deny = [\"read\"]\npath = [\"/a\", \"/b/../c\"]", "3:15: `..` depends"),
+        ("deny = [\"read\"]", "1:1: the rule does not say what it is about"),
+        ("deny = [\"read\"]\npath = \"/a\"\nfstype = \"ext4\"", "1:1: a rule is about one of"),
+        ("deny = [\"read\"]\npath = \"/a\"\nexcept = \"/ab\"", "4:10: `/ab` is not beneath"),
+        ("deny = [\"read\"]\nfstype = \"ext4\"\nexcept = \"/a\"", "4:10: `except` makes holes"),
+        ("deny = [\"read\"]\npath = \"/a\"\npathh = 1", "4:1: unknown field `pathh`"),
+        ("deny = [\"read\"]\nfstype = \"a b\"", "3:10: `a b` is no file system type"),
+        ("deny = [\"read\"]\ndevice = \"sda\"", "3:10: `sda` is no device"),
+        ("deny = [\"read\"]\npath = \"/a\"\nerrno = \"EWHAT\"", "4:9: no errno `EWHAT`"),
+        ("deny = [\"read\"]\npath = \"/a\"\nsubject = { uid = [] }", "4:19: an empty list"),
+        (
+            "deny = [\"read\"]\npath = \"/a\"\nsubject = { uid = [1], not = { uid = [2] } }",
+            "4:38: given both plainly and under `not`",
+        ),
+        ("deny = \"read\"\npath = \"/a\\u0000b\"", "3:8: no path has a NUL"),
+        ("name = \"\"\ndeny = \"read\"\npath = \"/a\"", "2:8: a rule's name has 1 to 31"),
+    ];
+    for (body, shown) in cases {
+        let error = parse(&rule(body)).unwrap_err();
+        assert!(error.starts_with(&format!("rules.toml:{shown}")), "{body}\n{error}");
+    }
+    let long = format!("deny = \"read\"\npath = \"/{}\"", "a/".repeat(2048));
+    assert!(parse(&rule(&long)).unwrap_err().contains("longer than the kernel's 4095"));
+    let twice = rule("name = \"x\"\ndeny = \"read\"\npath = \"/a\"").repeat(2);
+    assert!(parse(&twice).unwrap_err().starts_with("rules.toml:6:8: a second rule called `x`"));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_parser_panic(text in "\\PC*") {
+        let _ = parse(&text);
+    }
+
+    #[test]
+    fn no_rule_makes_the_compiler_panic(
+        deny in prop::collection::vec("[a-z-]{0,8}|read|write|exec|mmap-exec", 0..4),
+        path in "(/[^\"\\\\\\x00-\\x1f]{0,12}){0,8}|[a-z./]{0,20}",
+        except in "(/[a-z.]{0,6}){0,8}",
+        uid in any::<u32>(),
+        name in "[^\"\\\\\\x00-\\x1f]{0,40}",
+    ) {
+        let text = rule(&format!(
+            "name = \"{name}\"\ndeny = {deny:?}\npath = \"{path}\"\nexcept = [\"{path}{except}\"]\n\
+             subject = {{ uid = [{uid}], exe = [\"{path}\"] }}"
+        ));
+        if let Ok(rules) = parse(&text) {
+            let plan = plan(&rules, &mut (), Path::new("r"), &text).unwrap();
+            compiled(&plan);
+        }
+    }
+
+    /// The fold over the compiled trie gives what reading the rules gives.
+    #[test]
+    fn the_trie_agrees_with_the_rules(
+        list in prop::collection::vec(("(/[ab]){1,4}", prop::option::of("(/[ab]){1,2}")), 1..12),
+        path in "(/[ab]){1,6}",
+    ) {
+        let text: String = list
+            .iter()
+            .map(|(p, hole)| {
+                let except = hole.as_ref().map(|h| format!("except = [\"{p}{h}\"]\n"));
+                rule(&format!("deny = [\"read\"]\npath = \"{p}\"\n{}", except.unwrap_or_default()))
+            })
+            .collect();
+        let plan = planned(&text);
+        let out = compiled(&plan);
+        let beneath = |path: &str, top: &str| path == top || path.starts_with(&format!("{top}/"));
+        let expected = list.iter().any(|(p, hole)| {
+            beneath(&path, p) && !hole.as_ref().is_some_and(|h| beneath(&path, &format!("{p}{h}")))
+        });
+        prop_assert_eq!(!state(&out, &path).is_empty(), expected);
+    }
+}
