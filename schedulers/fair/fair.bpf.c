@@ -127,31 +127,6 @@ void BPF_STRUCT_OPS(fair_dequeue, struct task_struct *p, u64 deq_flags)
 		t->queued = 0;
 }
 
-/* An int before 7.x, when it became a u8; CO-RE can't turn an unsigned load into a signed one. */
-struct task_struct___int {
-	int on_cpu;
-} __attribute__((preserve_access_index));
-
-static bool task_on_cpu(const struct task_struct *p)
-{
-	if (bpf_core_field_size(p->on_cpu) == sizeof(u8))
-		return p->on_cpu;
-	return ((const struct task_struct___int *)p)->on_cpu;
-}
-
-/*
- * Whether the kernel lets us put a task of a tree on this CPU. One that is still being
- * switched out elsewhere (on_cpu) is not to be taken: until it is off, the programs of that
- * CPU run in its name, and each disables migration while it runs (__bpf_prog_enter). The
- * kernel ejects who dispatches such a task to another CPU (task_can_run_on_remote_rq).
- */
-static bool may_run(struct task_struct *p, s32 cpu)
-{
-	if (scx_bpf_task_cpu(p) != cpu && (task_on_cpu(p) || p->migration_disabled))
-		return false;
-	return bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
-}
-
 void BPF_STRUCT_OPS(fair_dispatch, s32 cpu, struct task_struct *prev)
 {
 	u32 i, llc = llc_of(cpu);
