@@ -307,8 +307,6 @@ s32 BPF_STRUCT_OPS_SLEEPABLE(fair_init_task, struct task_struct *p,
 	if (!t)
 		return -ENOMEM;
 	t->serial = bpf_ktime_get_ns();
-	if (args->cgroup)
-		t->group = slot_of(args->cgroup);
 	/* Failing here is no harm: the first enqueue tries again. */
 	n = bpf_obj_new(typeof(*n));
 	if (!n)
@@ -326,9 +324,15 @@ void BPF_STRUCT_OPS(fair_enable, struct task_struct *p)
 {
 	struct fair_task *t = task_of(p);
 	struct fair_queue *q;
+	struct cgroup *cgrp;
 
 	if (!t)
 		return;
+	cgrp = scx_bpf_task_cgroup(p);
+	if (cgrp) {
+		t->group = slot_of(cgrp);
+		bpf_cgroup_release(cgrp);
+	}
 	t->weight = weight_of(p);
 	set_affinity(p, p->cpus_ptr);
 	t->queue = queue_for(t, scx_bpf_task_cpu(p));
