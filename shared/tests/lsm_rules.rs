@@ -1,6 +1,8 @@
 //! The rules file: what it says is what is understood, and whatever is wrong with it is an error
 //! with its place, never a panic.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::collections::HashMap;
 use std::path::Path;
 

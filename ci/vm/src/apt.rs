@@ -13,7 +13,7 @@ use crate::cache::Cache;
 
 /// Where packages come from when the machine's sources name no mirror of Debian.
 const MIRROR: &str = "http://deb.debian.org/debian/";
-/// Of which Debian 12 has the first, Debian 13 both.
+/// Debian 12 has the first, Debian 13 both, a later one perhaps only the second.
 const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.gpg",
     "/usr/share/keyrings/debian-archive-keyring.pgp",
@@ -84,6 +84,7 @@ impl Apt {
             fs::write(self.stamp(), "")?;
         } else {
             eprintln!("vm: not every list of packages could be fetched");
+            let _ = fs::remove_file(self.stamp()); // so that the next vm tries again
         }
         Ok(complete)
     }

@@ -75,10 +75,11 @@ fn failure(error: &anyhow::Error) -> u8 {
 
 fn run_command(options: &Run) -> Result<u8> {
     let store = Store::open()?;
+    let catalog = store.catalog();
     let wanted = options.kernel.as_deref();
-    let (kernel, package) = match wanted.map(Path::new) {
-        Some(path) if path.is_dir() => (Kernel::open(path)?, path.display().to_string()),
-        _ => store.get(store.catalog().get(wanted)?)?,
+    let (kernel, package) = match (catalog.get(wanted), wanted.map(Path::new)) {
+        (Err(_), Some(dir)) if dir.is_dir() => (Kernel::open(dir)?, dir.display().to_string()),
+        (series, _) => store.get(series?)?,
     };
     let accel =
         if options.icount { Accel::Icount } else { accel::fastest(store.cache(), &kernel)? };

@@ -13,7 +13,7 @@ use crate::qemu::Qemu;
 /// How long a guest may take to power off.
 const POWER_OFF: Duration = Duration::from_secs(10);
 /// How long a guest may give no sign of life. Some may be late on a busy machine.
-pub const SILENCE: Duration = Duration::from_secs(job::HEARTBEAT_S * 12);
+pub const SILENCE: Duration = Duration::from_secs(job::HEARTBEAT_S * 18);
 
 /// How a run ended.
 #[derive(Debug, PartialEq, Eq)]

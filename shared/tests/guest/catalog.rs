@@ -48,7 +48,6 @@ fn life(policy: &str) {
     let again = polity(&attach);
     again.fails(1, &[policy, "already attached", "polity detach"]);
     polity(&["detach", policy]).ok();
-    assert_eq!(status(policy), None);
     assert!(!listed(policy));
     assert_eq!(pins(), Vec::<String>::new());
     assert_eq!((default(), algorithms()), before);
@@ -56,7 +55,6 @@ fn life(policy: &str) {
         assert_eq!(state, "disabled");
     }
     polity(&["detach", policy]).fails(1, &["is not attached"]);
-    polity(&["stats", policy]).fails(1, &["is not attached"]);
 }
 
 fn check(policy: &str) {
@@ -92,8 +90,8 @@ fn numbers(policy: &str) {
     let first = stats::read(policy);
     let _load = Load::of(kind, &format!("bpf_{name}"));
     let mut last = first.clone();
-    for _ in 0..5 {
-        std::thread::sleep(Duration::from_millis(100));
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(50));
         let now = stats::read(policy);
         moved(&last, &now);
         last = now;
@@ -103,13 +101,10 @@ fn numbers(policy: &str) {
         !moved(&first, &last).is_empty()
     });
     eprintln!("{policy}: {}", moved(&first, &last).join(" "));
-    let all = polity(&["stats", "--json"]).json();
-    assert!(all.as_array().unwrap().iter().any(|s| s["policy"] == policy), "{all}");
-    polity(&["inspect", policy, "--json"]).json();
-    for text in [&["stats", policy][..], &["inspect", policy], &["status"]] {
-        let shown = polity(text).ok().stdout;
-        assert!(shown.contains(policy), "{text:?}: {shown}");
-    }
+    let shown = polity(&["inspect", policy]).ok().stdout;
+    assert!(shown.contains(policy), "{shown}");
+    let entry = status(policy).expect("still there");
+    assert_eq!(entry["state"], "attached", "it bears the load: {entry}");
 }
 
 fn listed(policy: &str) -> bool {

@@ -21,8 +21,8 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-fn param(name: &str) -> serde_json::Value {
-    status(TUNE).unwrap()["params"][name].clone()
+fn params() -> serde_json::Value {
+    status(TUNE).unwrap()["params"].clone()
 }
 
 fn attached(params: &[&str]) -> Load {
@@ -36,10 +36,10 @@ fn attached(params: &[&str]) -> Load {
 
 fn live_parameters() {
     let load = attached(&["weight=5", "step=3"]);
-    assert_eq!((param("weight"), param("step")), (json!(5), json!(3)));
-    assert_eq!((param("shift"), param("quiet")), (json!(-3), json!(false)));
-    // Without a default the object's own value stands.
-    assert_eq!(param("ceiling"), json!(1u64 << 40));
+    // Without a default, as for `ceiling`, the object's own value stands.
+    let expected =
+        json!({"weight": 5, "step": 3, "shift": -3, "quiet": false, "ceiling": 1u64 << 40});
+    assert_eq!(params(), expected);
     eventually("ACKs come", || stats::read(TUNE)["acks"] > 10);
     let counts = stats::read(TUNE);
     assert!(counts["weighed"] > counts["acks"] && counts["steps"] > counts["acks"]);
@@ -58,8 +58,9 @@ fn live_parameters() {
     let said = polity(&["set", TUNE, "step=10", "shift=-100", "ceiling=0xffffffffffffffff"]).ok();
     assert!(said.stderr.contains("step = 10"), "{}", said.stderr);
     polity(&["set", FOLDER, "quiet=false"]).ok();
-    assert_eq!((param("step"), param("shift")), (json!(10), json!(-100)));
-    assert_eq!((param("ceiling"), param("quiet")), (json!(u64::MAX), json!(false)));
+    let expected =
+        json!({"weight": 5, "step": 10, "shift": -100, "quiet": false, "ceiling": u64::MAX});
+    assert_eq!(params(), expected);
     eventually("ACKs come again", || stats::read(TUNE)["acks"] > still["acks"] + 10);
     polity(&["set", TUNE, "quiet=true"]).ok();
     drop(load);
@@ -83,7 +84,7 @@ fn refusals() {
     refused(&["stride=3"], &["has no parameter `stride`", "step"]);
     // All are checked before the first is changed.
     refused(&["step=5", "shift=101"], &["out of range: -100 to 100"]);
-    assert_eq!(param("step"), json!(1));
+    assert_eq!(params()["step"], 1);
     polity(&["set", "tcp-cc/dctcp", "shift_g=3"]).fails(1, &["is not attached"]);
     polity(&["detach", TUNE]).ok();
 }
@@ -91,6 +92,12 @@ fn refusals() {
 fn every_form() {
     let load = attached(&[]);
     eventually("ACKs come", || stats::read(TUNE)["acks"] > 100);
+    let text = polity(&["stats"]).ok().stdout;
+    for part in [TUNE, "by_port[", "windows", "log2: "] {
+        assert!(text.contains(part), "nothing of {part:?} in:\n{text}");
+    }
+    let all = polity(&["stats", "--json"]).json();
+    assert_eq!(all[0]["policy"], TUNE, "without a policy, a list of all: {all}");
     polity(&["set", TUNE, "quiet=true"]).ok();
     drop(load);
     let said = polity(&["stats", TUNE, "--json"]).json();

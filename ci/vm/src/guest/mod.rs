@@ -1,4 +1,4 @@
-//! PID 1 of the guest: the same program as on the host, told apart by its process id.
+//! PID 1 of the guest: the same program as on the host, told apart by its process id and the job it finds.
 
 mod mounts;
 mod streams;
