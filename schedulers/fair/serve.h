@@ -26,10 +26,12 @@ static bool queue_task(struct task_struct *p, struct fair_task *t, u32 id, struc
 		n = bpf_obj_new(typeof(*n));
 		if (!n)
 			return false;
-		n->serial = ++t->serial;
+		t->serial++;
 		t->has_node = 1;
 	}
 	n->pid = p->pid;
+	/* A parked one may be older than the one that replaced it: see serve(). */
+	n->serial = t->serial;
 	n->key = t->vtime;
 	n->weight = task_share(t) >> 10 ?: 1;
 	n->since = scx_bpf_now();
@@ -56,6 +58,7 @@ static __always_inline void park(struct fair_task *t, struct fair_node *n)
 		bpf_obj_drop(n);
 		return;
 	}
+	n->serial = t->serial;
 	n->key = t->vtime;
 	n->weight = task_share(t) >> 10 ?: 1;
 	n->since = scx_bpf_now();

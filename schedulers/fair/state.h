@@ -66,7 +66,7 @@ static struct fair_cpu *cpu_of(u32 cpu)
 
 static u32 llc_of(u32 cpu)
 {
-	return cpu < MAX_CPUS ? polity_cpu_llc[cpu] : 0;
+	return polity_cpu_llc[cpu & (MAX_CPUS - 1)];
 }
 
 /*

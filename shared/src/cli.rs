@@ -52,6 +52,9 @@ pub enum Command {
     Set(Set),
     /// Events of attached policies, one JSON object a line
     Events(Events),
+    /// Watch the kernel itself, whatever policy runs
+    #[command(subcommand)]
+    Trace(Trace),
     /// Compile the .bpf.c of a policy folder to the .bpf.o beside it
     Build(Build),
     /// Started by `run`
@@ -187,6 +190,24 @@ pub struct Events {
     pub json: bool,
 }
 
+/// What `trace` can watch.
+#[derive(Debug, Subcommand)]
+pub enum Trace {
+    /// How long tasks wait for a CPU once they are ready; Ctrl-C ends it with a histogram
+    Runq(Runq),
+}
+
+/// `trace runq`.
+#[derive(Debug, Args)]
+pub struct Runq {
+    /// Print each task that waited at least so many microseconds
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub min_us: u64,
+    /// Print JSON lines
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `build`.
 #[derive(Debug, Args)]
 pub struct Build {
@@ -220,6 +241,7 @@ impl Cli {
             Command::Inspect(args) => cmd::inspect::run(&args),
             Command::Set(args) => cmd::set::run(&args),
             Command::Events(args) => cmd::events::run(&args),
+            Command::Trace(Trace::Runq(args)) => cmd::trace::runq(&args),
             Command::Build(args) => cmd::build::run(&args),
             Command::Guardian(args) => cmd::guardian::run(&args),
         }

@@ -12,10 +12,8 @@
 
 char _license[] SEC("license") = "GPL";
 
-/* Live: only waits of at least this long are reported one by one. */
-volatile u64 min_us = 10000;
-/* Live: only this process is looked at, 0 is all. */
-volatile u32 only_tgid;
+/* Only waits of at least this long are reported one by one. */
+const volatile u64 min_us = 10000;
 
 #define TASK_RUNNING	0
 #define COMM_LEN	16
@@ -40,6 +38,7 @@ struct runq_event {
 struct runq_stats {
 	u64 waits;
 	u64 total_us;
+	u64 max_us;
 	u64 reported;
 	u64 lost;
 	u64 wait_us[32];
@@ -64,13 +63,22 @@ static void task_ready(struct task_struct *p, bool preempted)
 {
 	struct runq_task *t;
 
-	if (!p->pid || (only_tgid && p->tgid != only_tgid))
+	if (!p->pid)
 		return;
 	t = bpf_task_storage_get(&ready, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!t)
 		return;
 	t->ready = bpf_ktime_get_ns();
 	t->preempted = preempted;
+}
+
+/* Each CPU has its own: nobody else writes it while a switch is made here. */
+static void stat_max(u64 us)
+{
+	struct runq_stats *s = polity_stats();
+
+	if (s && s->max_us < us)
+		s->max_us = us;
 }
 
 static void report(const struct task_struct *prev, const struct task_struct *next,
@@ -128,6 +136,7 @@ int BPF_PROG(runq_switch, bool preempt, struct task_struct *prev, struct task_st
 	stat_inc(waits);
 	stat_add(total_us, us);
 	stat_hist(wait_us, us);
+	stat_max(us);
 	if (us >= min_us)
 		report(prev, next, t, us);
 	t->ready = 0;

@@ -23,6 +23,7 @@ pub mod set;
 pub mod show;
 pub mod stats;
 pub mod status;
+pub mod trace;
 
 /// Prints a value as one document of JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {

@@ -17,6 +17,7 @@ mod qdisc;
 mod refusals;
 mod replace;
 mod run_killed;
+mod schedulers;
 mod scripts;
 mod set;
 mod snapshot;
@@ -55,6 +56,7 @@ fn all() -> Vec<Trial> {
     trials.extend(ejected::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
+    trials.extend(schedulers::trials());
     trials.extend(scripts::trials());
     trials.extend(killed::trials());
     trials
