@@ -179,7 +179,8 @@ int BPF_PROG(on_inode_rename, struct inode *old_dir, struct dentry *old_dentry,
 
 	if (ret)
 		return ret;
-	ret = check(old_dentry, old_dentry->d_inode, OP(rename) | OP(delete) | OP(DENY_PIN));
+	ret = check_move(old_dentry, old_dentry->d_inode,
+			 OP(rename) | OP(delete) | OP(DENY_PIN) | OP(DENY_MOVE), new_dentry);
 	if (ret)
 		return ret;
 	if (replaced)
@@ -193,7 +194,7 @@ int BPF_PROG(on_inode_link, struct dentry *old_dentry, struct inode *dir,
 {
 	if (ret)
 		return ret;
-	ret = check(old_dentry, old_dentry->d_inode, OP(link));
+	ret = check_move(old_dentry, old_dentry->d_inode, OP(link) | OP(DENY_MOVE), new_dentry);
 	return ret ?: check(new_dentry, NULL, OP(link) | OP(create));
 }
 

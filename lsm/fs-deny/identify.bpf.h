@@ -18,7 +18,7 @@ struct deny_identity {
 
 struct deny_identities {
 	u32 count;
-	u32 pad;
+	u32 exempt;		/* let the caller read what is denied, until it takes that back */
 	u32 fd[IDENTIFY_BATCH];
 	struct deny_identity is[IDENTIFY_BATCH];
 };
@@ -35,11 +35,17 @@ int identify(void *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct deny_identities *batch;
+	struct deny_host *host_is;
 	u32 zero = 0, i;
 
 	batch = bpf_map_lookup_elem(&identities, &zero);
-	if (!batch)
+	host_is = bpf_map_lookup_elem(&host, &zero);
+	if (!batch || !host_is)
 		return 0;
+	if (batch->exempt) {
+		host_is->start = task->group_leader->start_time;
+		host_is->task = (u64)task->group_leader;
+	}
 	bpf_for(i, 0, batch->count) {
 		struct deny_identity *id;
 		struct fdtable *table;

@@ -17,6 +17,19 @@ struct {
 	__type(value, u64);
 } control SEC(".maps");
 
+/* The host while it looks through directories that it may itself deny reading; else zero. */
+struct deny_host {
+	u64 task;
+	u64 start;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct deny_host);
+} host SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 2);

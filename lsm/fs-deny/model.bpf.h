@@ -25,6 +25,7 @@ enum deny_op {
 	read, write, exec, create, delete, rename, link, chmod, chown, truncate,
 	xattr, stat, mount, ioctl, mmap_exec,
 	DENY_NR_OPS,
+	DENY_MOVE = 28,			/* not an operation: would fewer rules hold for it there? */
 	DENY_DISK = 29,			/* not an operation: also what is on this block device */
 	DENY_PIN = 30,			/* not an operation: would this take an anchor away? */
 	DENY_NAMES = 31,		/* not an operation: children of this node have rules */
@@ -110,7 +111,10 @@ struct deny_set {
 	u32 ops;			/* union over the classes */
 	u32 has_labels;			/* of file systems */
 	u32 subjects;			/* the dimensions that some rule limits, a bit each */
-	u32 pad;
+	u32 mode;			/* this and the next two are for the host to read back */
+	u64 digest;
+	u64 nr_rules;
+	struct deny_mask keep;		/* classes that no object may be taken out of */
 	struct deny_mask op[DENY_NR_OPS];
 	struct deny_mask need[DENY_NR_SUBJECTS];
 	struct deny_mask negated[DENY_NR_SUBJECTS];

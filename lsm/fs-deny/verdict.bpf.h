@@ -11,6 +11,7 @@
 #define S_IFBLK	0060000
 #define S_IFDIR	0040000
 #define EPERM	1
+#define EXDEV	18
 
 #define CGROUP_DEPTH	64
 #define EVENT_DEPTH	64	/* components of a path in an event */
@@ -272,8 +273,8 @@ GLOBAL u32 deny_lowest_op(u32 ops)
 	return polity_log2(ops & -ops);
 }
 
-/* One class that is hit. */
-GLOBAL int deny_punish_class(struct walk *w, u32 id)
+/* Counts and reports one class that decides. what: verdict << 8 | operation */
+GLOBAL int deny_blame(struct walk *w, u32 id, u32 what)
 {
 	struct deny_class *class;
 	u32 rule;
@@ -288,8 +289,23 @@ GLOBAL int deny_punish_class(struct walk *w, u32 id)
 		rule = deny_find_rule(w->gen, w->st.near, id);
 	if (rule == DENY_NO_RULE)
 		rule = class->first;
-	deny_report(w->gen, rule, (class->mode == DENY_ENFORCE ? denied : audited) << 8 |
-		    deny_lowest_op(class->ops & w->ops), w->dentry, w->inode ? as_inode(w->inode)->i_ino : 0);
+	deny_report(w->gen, rule, what, w->dentry, w->inode ? as_inode(w->inode)->i_ino : 0);
+	return 0;
+}
+
+/* One class that is hit. */
+GLOBAL int deny_punish_class(struct walk *w, u32 id)
+{
+	struct deny_class *class;
+	u32 verdict;
+
+	if (!w)
+		return 0;
+	class = rule_lookup(classes, w->gen, &id);
+	if (!class)
+		return 0;
+	verdict = class->mode == DENY_ENFORCE ? denied : audited;
+	deny_blame(w, id, verdict << 8 | deny_lowest_op(class->ops & w->ops));
 	return class->mode == DENY_ENFORCE ? class->err : 0;
 }
 
@@ -325,6 +341,16 @@ GLOBAL int deny_keep(struct walk *w)
 	return -EPERM;
 }
 
+static __always_inline bool is_host(void)
+{
+	struct task_struct *leader = bpf_get_current_task_btf()->group_leader;
+	struct deny_host *h;
+	u32 zero = 0;
+
+	h = bpf_map_lookup_elem(&host, &zero);
+	return h && h->task && h->task == (u64)leader && h->start == leader->start_time;
+}
+
 GLOBAL int deny_verdict(struct walk *w)
 {
 	struct deny_set *set;
@@ -338,7 +364,7 @@ GLOBAL int deny_verdict(struct walk *w)
 		return 0;
 	for (int i = 0; i < DENY_WORDS; i++)
 		any |= w->hit.w[i];
-	if (any)
+	if (any && !is_host())
 		ret = punish(w, set->zero);
 	if (!ret && w->inode && w->ops & w->st.flags & OP(DENY_PIN) &&
 	    (as_inode(w->inode)->i_mode & S_IFMT) == S_IFDIR)
@@ -372,13 +398,85 @@ static __noinline void judge_exe(struct walk *w)
 	deny_match_exe(w, &x);
 }
 
-/* Decides in full. */
-static __noinline int judge(struct walk *w, struct inode *dir)
+/* Whether a rule holds for it that it must not be taken out of. */
+GLOBAL int deny_is_kept(struct walk *w)
 {
+	struct deny_set *set;
+	u64 any = 0;
+
+	if (!w)
+		return 0;
+	set = set_of(w->gen);
+	if (!set)
+		return 0;
+	for (int i = 0; i < DENY_WORDS; i++)
+		any |= w->st.mask.w[i] & set->keep.w[i];
+	return !!any;
+}
+
+/*
+ * The first class, plus one, that does not hold at its new name, or 0: x has the state of that
+ * directory.
+ */
+GLOBAL int deny_match_move(struct walk *w, struct walk *x)
+{
+	struct deny_set *set;
+	struct inode *inode;
+	u32 id;
+
+	if (!w || !x)
+		return 0;
+	set = set_of(w->gen);
+	if (!set)
+		return 0;
+	x->child = x->dentry;
+	deny_step(x, 0);
+	inode = as_inode(w->inode);
+	id = in_bloom(set, inode) ? find_anchor(w->gen, inode) : 0;
+	if (id)
+		apply(x, id);
+	for (int i = 0; i < DENY_WORDS; i++) {
+		u64 lost = w->st.mask.w[i] & set->keep.w[i] & ~x->st.mask.w[i];
+
+		if (lost)
+			return i * 64 + polity_log2(lost & -lost) + 1;
+	}
+	return 0;
+}
+
+/* The same from its beginning. */
+static __noinline int judge_move(struct walk *w, u64 to)
+{
+	struct walk x = { .gen = w->gen, .dentry = to };
+
+	if (!deny_is_kept(w))
+		return 0;
+	/* Here the safe side is that nothing holds there. */
+	if (deny_parent(&x) == WALK_FAILED)
+		__builtin_memset(&x.st, 0, sizeof(x.st));
+	return deny_match_move(w, &x);
+}
+
+/* Decides in full. to: the name that it is about to get as well or instead, or 0. */
+static __noinline int judge(struct walk *w, struct inode *dir, u64 to)
+{
+	int ret, lost;
+
 	parent_state(w, dir);
 	if (deny_match(w))
 		judge_exe(w);
-	return deny_verdict(w);
+	ret = deny_verdict(w);
+	if (ret || !to)
+		return ret;
+	/*
+	 * A further name, or another one, must not be a way out of the rules. mv(1) takes EXDEV
+	 * as: copy it, and the copy is checked as any other.
+	 */
+	lost = judge_move(w, to);
+	if (!lost)
+		return 0;
+	deny_blame(w, lost - 1, denied << 8 | (w->ops & OP(link) ? link : rename));
+	return -EXDEV;
 }
 
 /* The rules in force, and their generation; NULL when there are none. */
@@ -398,7 +496,8 @@ static __always_inline struct deny_set *in_force(u64 *gen)
  * The decision as every hook asks for it. What no rule touches ends here, whatever the depth:
  * one cached directory, one bloom word, and rename_lock's sequence before and after.
  */
-static __always_inline int check(struct dentry *dentry, struct inode *inode, u32 ops)
+static __always_inline int check_move(struct dentry *dentry, struct inode *inode, u32 ops,
+				      struct dentry *to)
 {
 	struct inode *dir_inode = dentry->d_parent->d_inode;
 	struct deny_dir *dir;
@@ -420,9 +519,19 @@ static __always_inline int check(struct dentry *dentry, struct inode *inode, u32
 	    *(volatile u64 *)&dir->stamp == stamp && rename_seq() == seq)
 		return 0;
 
-	struct walk w = { .gen = gen, .dentry = (u64)dentry, .inode = (u64)inode, .ops = ops };
+	struct walk w = {
+		.gen = gen,
+		.dentry = (u64)dentry,
+		.inode = (u64)inode,
+		.ops = ops,
+	};
 
-	return bounded(judge(&w, dir_inode));
+	return bounded(judge(&w, dir_inode, (u64)to));
+}
+
+static __always_inline int check(struct dentry *dentry, struct inode *inode, u32 ops)
+{
+	return check_move(dentry, inode, ops, NULL);
 }
 
 /*
@@ -455,7 +564,7 @@ static __always_inline int check_file(struct file *file, u32 ops)
 		.ops = ops,
 	};
 
-	return bounded(judge(&w, NULL));
+	return bounded(judge(&w, NULL, 0));
 }
 
 #endif /* __FS_DENY_VERDICT_H */

@@ -426,15 +426,23 @@ GLOBAL int deny_parent(struct walk *w)
 	return WALK_FAILED;
 }
 
-/* The operations that some class in the mask is about, and whether names go on from here. */
+/*
+ * The operations that some class in the mask is about, whether it is one to be kept, and whether
+ * names go on from here.
+ */
 GLOBAL u32 deny_ops_of(u64 gen, struct deny_state *st)
 {
 	struct deny_set *set = set_of(gen);
+	u64 kept = 0;
 	u32 ops, op;
 
 	if (!st || !set)
 		return 0;
+	for (int i = 0; i < DENY_WORDS; i++)
+		kept |= set->keep.w[i] & st->mask.w[i];
 	ops = st->flags & OP(DENY_NAMES);
+	if (kept)
+		ops |= OP(DENY_MOVE);
 	bpf_for(op, 0, DENY_NR_OPS) {
 		u64 any = 0;
 

@@ -14,7 +14,7 @@ use crate::object;
 use crate::params::Assignment;
 use crate::shape::Shape;
 use crate::tree::{self, Tree};
-use crate::{mend, sys, timing};
+use crate::{history, mend, sys, timing};
 
 /// A policy that the kernel's verifier has accepted, not yet attached.
 pub struct Loaded {
@@ -65,6 +65,34 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     Ok(Loaded { policy, kind, object, shape, warnings, session })
 }
 
+/// Says that a policy is attached and how to take it off.
+fn already(there: &Live) -> Error {
+    let id = &there.meta.policy;
+    match there.meta.pid {
+        Some(pid) => {
+            Error::failed(format!("{id} is already attached, by polity run (process {pid})"))
+                .hint("press Ctrl-C there to take it off")
+        }
+        None => Error::failed(format!("{id} is already attached"))
+            .hint(format!("`polity detach {id}` takes it off")),
+    }
+}
+
+/// Fails when `id` is attached: [`attach`] would say so too, but only after the kernel has
+/// verified every program.
+///
+/// # Errors
+/// The same.
+pub fn vacant(id: &str) -> Result<()> {
+    // Not root: there is a better word for that later.
+    let Ok(all) = live::all() else { return Ok(()) };
+    let Some(there) = all.iter().find(|l| l.meta.policy == id) else { return Ok(()) };
+    match there.kind()?.condition(there) {
+        Condition::Ejected(_) => Ok(()),
+        _ => Err(already(there).into()),
+    }
+}
+
 /// A policy that this process attached.
 pub struct Attached {
     /// Its record.
@@ -82,26 +110,29 @@ pub struct Attached {
 ///
 /// # Errors
 /// Already attached, somebody in the way, or what the kernel says; nothing stays attached then.
-pub fn attach(mut loaded: Loaded, options: &Options, pin: bool) -> Result<Attached> {
+pub fn attach(loaded: Loaded, options: &Options, pin: bool) -> Result<Attached> {
     let tree = Tree::lock()?;
     mend::sweep(&tree);
+    attach_in(&tree, loaded, options, pin)
+}
+
+/// As [`attach`], by who has locked the tree.
+///
+/// # Errors
+/// The same.
+pub fn attach_in(
+    tree: &Tree,
+    mut loaded: Loaded,
+    options: &Options,
+    pin: bool,
+) -> Result<Attached> {
     let id = loaded.policy.id();
     if let Some(there) = live::all()?.iter().find(|l| l.meta.policy == id) {
         if matches!(loaded.kind.condition(there), Condition::Ejected(_)) && there.folder.is_some() {
             tracing::warn!("{id} had been ejected by the kernel; its pins are replaced");
-            detach(there, &tree)?;
+            detach(there, tree)?;
         } else {
-            let (how, hint) = match there.meta.pid {
-                Some(pid) => (
-                    format!("{id} is already attached, by polity run (process {pid})"),
-                    "press Ctrl-C there to take it off".to_owned(),
-                ),
-                None => (
-                    format!("{id} is already attached"),
-                    format!("`polity detach {id}` takes it off"),
-                ),
-            };
-            return Err(Error::failed(how).hint(hint).into());
+            return Err(already(there).into());
         }
     }
     loaded.session.ready()?;
@@ -139,13 +170,14 @@ pub fn attach(mut loaded: Loaded, options: &Options, pin: bool) -> Result<Attach
         loaded.session.commit(&mut loaded.object).and_then(|()| loaded.session.finish(&live));
     let attached = Attached { live, object: loaded.object, shape: loaded.shape, links, record };
     if let Err(e) = switched_on {
-        let left = attached.detach_locked(&tree);
+        let left = attached.detach_in(tree);
         return Err(match left {
             Ok(()) => e,
             Err(left) => e.context(format!("and it can't be taken off again: {left:#}")),
         });
     }
     sys::trim_heap();
+    history::record_command(&attached.live.meta.policy, "attached");
     Ok(attached)
 }
 
@@ -163,12 +195,17 @@ impl Attached {
     /// What could not be undone.
     pub fn detach(self) -> Result<()> {
         let tree = Tree::lock()?;
-        self.detach_locked(&tree)
+        self.detach_in(&tree)
     }
 
-    fn detach_locked(self, tree: &Tree) -> Result<()> {
+    /// As [`Attached::detach`], by who has locked the tree.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn detach_in(self, tree: &Tree) -> Result<()> {
         let result = self.live.kind().and_then(|kind| kind.undo(&self.live));
         unpin(&self.live, tree);
+        history::record_command(&self.live.meta.policy, "detached");
         // The effective link goes first, as when unpinning.
         for (_, link) in self.links.into_iter().rev() {
             drop(link);
@@ -194,6 +231,7 @@ pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
     let kind = live.kind()?;
     kind.undo(live)?;
     unpin(live, tree);
+    history::record_command(&live.meta.policy, "detached");
     kind.settle(live);
     Ok(())
 }

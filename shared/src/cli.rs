@@ -42,6 +42,8 @@ pub enum Command {
     Attach(Attach),
     /// Take a policy off and undo what attaching changed
     Detach(Detach),
+    /// Make the system what a file says, all or nothing
+    Apply(Apply),
     /// What is attached, and whether it is as it should be
     Status(Json),
     /// The numbers of one or all attached policies
@@ -55,6 +57,12 @@ pub enum Command {
     /// Watch the kernel itself, whatever policy runs
     #[command(subcommand)]
     Trace(Trace),
+    /// What happened to policies, when, why and by whom
+    History(Json),
+    /// The numbers of all attached policies as OpenMetrics text
+    Metrics(Metrics),
+    /// Make a folder with a new policy that works
+    New(New),
     /// Compile the .bpf.c of a policy folder to the .bpf.o beside it
     Build(Build),
     /// Started by `run`
@@ -154,6 +162,19 @@ pub struct Detach {
     pub all: bool,
 }
 
+/// `apply`.
+#[derive(Debug, Args)]
+pub struct Apply {
+    /// The desired state; /etc/polity.toml unless given
+    pub file: Option<PathBuf>,
+    /// Show the plan and have the kernel verify all of it, change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the plan as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `stats`.
 #[derive(Debug, Args)]
 pub struct Stats {
@@ -208,6 +229,24 @@ pub struct Runq {
     pub json: bool,
 }
 
+/// `metrics`.
+#[derive(Debug, Args)]
+pub struct Metrics {
+    /// Answer HTTP requests for /metrics instead of printing them once
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:9843")]
+    pub listen: Option<std::net::SocketAddr>,
+}
+
+/// `new`.
+#[derive(Debug, Args)]
+pub struct New {
+    /// KIND/NAME of the new policy
+    pub policy: String,
+    /// The folder to make; ./NAME unless given
+    #[arg(long, value_name = "FOLDER")]
+    pub into: Option<PathBuf>,
+}
+
 /// `build`.
 #[derive(Debug, Args)]
 pub struct Build {
@@ -236,12 +275,16 @@ impl Cli {
             Command::Run(args) => cmd::run::run(&args),
             Command::Attach(args) => cmd::attach::run(&args),
             Command::Detach(args) => cmd::detach::run(&args),
+            Command::Apply(args) => cmd::apply::run(&args),
             Command::Status(args) => cmd::status::run(&args),
             Command::Stats(args) => cmd::stats::run(&args),
             Command::Inspect(args) => cmd::inspect::run(&args),
             Command::Set(args) => cmd::set::run(&args),
             Command::Events(args) => cmd::events::run(&args),
             Command::Trace(Trace::Runq(args)) => cmd::trace::runq(&args),
+            Command::History(args) => cmd::history::run(&args),
+            Command::Metrics(args) => cmd::metrics::run(&args),
+            Command::New(args) => cmd::new::run(&args),
             Command::Build(args) => cmd::build::run(&args),
             Command::Guardian(args) => cmd::guardian::run(&args),
         }

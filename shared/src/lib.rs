@@ -5,13 +5,16 @@
 //! checks the two against each other, [`attach`] puts it on, [`live`] finds it again in the
 //! kernel, [`stats`] reads its numbers. What differs between kinds stands in [`kind`].
 
+pub mod apply;
 pub mod attach;
 pub mod catalog;
 pub mod cli;
 pub mod cmd;
 pub mod compile;
+pub mod desired;
 pub mod error;
 pub mod events;
+pub mod history;
 pub mod holders;
 pub mod kernel;
 pub mod kind;
@@ -20,6 +23,7 @@ pub mod live;
 pub mod log;
 pub mod manifest;
 pub mod mend;
+pub mod metrics;
 pub mod object;
 pub mod out;
 pub mod params;

@@ -119,6 +119,10 @@ pub fn all() -> Result<Vec<Live>> {
         let folder = pinned.iter().find(|(id, _)| *id == info.id).map(|(_, f)| f.clone());
         found.push(Live { meta, folder, id: info.id });
     }
+    // A record that was just replaced lingers until the kernel has freed it.
+    let place: Vec<_> =
+        found.iter().filter(|l| l.folder.is_some()).map(|l| l.meta.policy.clone()).collect();
+    found.retain(|l| l.folder.is_some() || !place.contains(&l.meta.policy));
     found.sort_by(|a, b| a.meta.policy.cmp(&b.meta.policy));
     Ok(found)
 }

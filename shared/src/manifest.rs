@@ -104,6 +104,18 @@ pub struct Table {
 /// Longest policy name: `bpf_` and the NUL have to fit in the kernel's TCP_CA_NAME_MAX of 16.
 const MAX_NAME: usize = 11;
 
+/// Whether a policy can be called `name`.
+///
+/// # Errors
+/// What a name has to be.
+pub fn check_name(name: &str) -> std::result::Result<(), String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    match !name.is_empty() && name.len() <= MAX_NAME && name.chars().all(fits) {
+        true => Ok(()),
+        false => Err(format!("`{name}` is no policy name: 1 to {MAX_NAME} of a-z A-Z 0-9 _ -")),
+    }
+}
+
 impl Manifest {
     /// Reads a manifest. `file` is only for messages.
     ///
@@ -118,14 +130,7 @@ impl Manifest {
     fn validate(&self, file: &Path, text: &str) -> Result<()> {
         let at = |path: &[&str], what: String| Error::at(file, text, span(text, path), what);
         let name = &self.policy.name;
-        let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(fits) {
-            return Err(at(
-                &["policy", "name"],
-                format!("`{name}` is no policy name: 1 to {MAX_NAME} of a-z A-Z 0-9 _ -"),
-            )
-            .into());
-        }
+        check_name(name).map_err(|what| at(&["policy", "name"], what))?;
         if kind::find(&self.policy.kind).is_none() {
             let known: Vec<_> = kind::all().map(|k| k.name()).collect();
             return Err(at(

@@ -19,7 +19,17 @@ pub fn sweep(tree: &Tree) {
 /// # Errors
 /// Not root.
 pub fn drift() -> Result<Vec<(String, String)>> {
-    let Some(tree) = Tree::try_lock() else { return Ok(Vec::new()) };
+    match Tree::try_lock() {
+        Some(tree) => drift_in(&tree),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The same, by who has locked the tree.
+///
+/// # Errors
+/// Not root.
+pub fn drift_in(tree: &Tree) -> Result<Vec<(String, String)>> {
     let mut found: Vec<(String, String)> = tree
         .sweep()
         .into_iter()
@@ -32,7 +42,7 @@ pub fn drift() -> Result<Vec<(String, String)>> {
             live.iter().filter(|l| l.meta.manifest.policy.kind == kind.name()).collect();
         for policy in &own {
             if policy.folder.is_some() && !kind.is_on(policy) {
-                let what = match attach::detach(policy, &tree) {
+                let what = match attach::detach(policy, tree) {
                     Ok(()) => "an interrupted attach never switched it on; taken off".to_owned(),
                     Err(e) => format!("an interrupted attach never switched it on: {e:#}"),
                 };

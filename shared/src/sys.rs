@@ -187,6 +187,22 @@ pub fn map_write(map: &impl MapCore, offset: usize, bytes: &[u8]) -> io::Result<
     Ok(())
 }
 
+/// Runs a program that takes no context (`SEC("syscall")`) in this process, once.
+///
+/// # Errors
+/// What the kernel says.
+pub fn program_run(program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut options = raw::bpf_test_run_opts {
+        sz: size_of::<raw::bpf_test_run_opts>() as _,
+        ..Default::default()
+    };
+    // SAFETY: the options hold no pointer, and the call keeps none.
+    match unsafe { raw::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Opens an iterator: the file gives what its program writes for each object.
 ///
 /// # Errors

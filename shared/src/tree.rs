@@ -1,4 +1,4 @@
-//! The pins below `/sys/fs/bpf/polity`: `<kind>/<name>/{meta,maps/*,links/*}`.
+//! The pins below `/sys/fs/bpf/polity`: `<kind>/<name>/{meta,maps/*,links/*,progs/*}`.
 //!
 //! A policy's folder is filled under `staging/`, renamed to its place, and only then is its last
 //! link pinned into it: that one call is what makes the policy stay. Killed before it, the
@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use libbpf_rs::{Link, MapCore, MapHandle, Object};
+use libbpf_rs::{Link, MapCore, MapHandle, Object, ProgramType};
 use rustix::fs::FlockOperation;
 
 use crate::error::{Error, Result};
@@ -140,6 +140,14 @@ impl Tree {
             let label = object::map_label(&map.name().to_string_lossy());
             map.pin(staged.join("maps").join(label))?;
         }
+        // Programs that the host calls: no link holds them.
+        for mut program in object.progs_mut().filter(|p| p.autoload()) {
+            if program.prog_type() == ProgramType::Syscall {
+                make(&staged.join("progs"))?;
+                let name = program.name().to_string_lossy().into_owned();
+                program.pin(staged.join("progs").join(name))?;
+            }
+        }
         meta.pin(staged.join("meta"))?;
         // File rules may be none, and then there is no hook to attach.
         let Some((last, first)) = links.split_last_mut() else {
@@ -152,6 +160,18 @@ impl Tree {
         last.1.pin(place.join("links").join(&last.0))?;
         Ok(())
     }
+}
+
+/// Puts a new record in the place of a pinned policy's.
+///
+/// # Errors
+/// What the kernel says; the old one stays then.
+pub fn replace_record(folder: &Path, record: &mut MapHandle) -> Result<()> {
+    // Not `meta.new`: the BPF file system keeps dots to itself.
+    let new = folder.join("meta-new");
+    let _ = fs::remove_file(&new);
+    record.pin(&new)?;
+    Ok(fs::rename(new, folder.join("meta"))?)
 }
 
 /// Every pinned policy: the id of its record's map, and its folder.

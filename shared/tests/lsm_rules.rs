@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use polity::kind::lsm::compile::compile;
+use polity::kind::lsm::compile::{Extra, compile};
 use polity::kind::lsm::model::{Compiled, Label, Mask, NAMES, Object, PIN};
 use polity::kind::lsm::plan::{Plan, plan};
 use polity::kind::lsm::rules::{self, Rules};
@@ -159,6 +159,33 @@ fn one_object_under_two_paths_is_one_node() {
     for path in ["/a/x", "/b/x"] {
         assert!(state(&out, path).has(0), "{path}");
     }
+}
+
+#[test]
+fn a_further_name_has_the_rules_of_its_directory_too() {
+    let text = rule("deny = [\"read\"]\npath = \"/a\"\nexcept = \"/a/hole\"")
+        + &rule("deny = [\"write\"]\npath = \"/b/file\"");
+    let plan = planned(&text);
+    let at = |path: &str| {
+        path.split('/').skip(1).try_fold(ROOT, |at, part| plan.trie.child(at, part)).unwrap()
+    };
+    let objects: Vec<_> = (0..plan.trie.len() as u64)
+        .map(|ino| (ino > 0).then_some(Object { ino, dev: 1, generation: 0 }))
+        .collect();
+    let mut mask = Mask::default();
+    mask.insert(0);
+    let extra = |ino| Extra { object: Object { ino, dev: 1, generation: 0 }, mask, near: at("/a") };
+    // Two that are no anchors, the file that the second rule names, and the hole.
+    let extras = [extra(100), extra(101), extra(at("/b/file").into()), extra(at("/a/hole").into())];
+    let out = compile(&plan, &objects, &extras, |_| None);
+    let node = |ino: u64| out.anchors.iter().find(|(o, _)| o.ino == ino).unwrap().1;
+    let set = |id: u32| out.effects[out.nodes[id as usize].effect as usize].set;
+    assert_eq!(node(100), node(101));
+    assert!(set(node(100)).has(0));
+    assert!(set(at("/b/file")).has(0) && set(at("/b/file")).has(1));
+    assert!(out.owners.contains(&(at("/b/file"), 1, 1)), "its own rule stays the one to blame");
+    assert!(!set(at("/a/hole")).has(0), "a hole is a hole by whichever name");
+    assert!(out.keep.has(0) && out.keep.has(1));
 }
 
 #[test]

@@ -2,13 +2,14 @@
 
 use std::fs;
 
-use crate::attach::{Loaded, load};
+use crate::attach::{Loaded, load, vacant};
 use crate::catalog;
 use crate::cli::{Load, Subject};
 use crate::error::{Error, Result};
 use crate::kind::Options;
 use crate::out;
 
+pub mod apply;
 pub mod attach;
 pub mod build;
 pub mod check;
@@ -16,8 +17,11 @@ pub mod detach;
 pub mod doctor;
 pub mod events;
 pub mod guardian;
+pub mod history;
 pub mod inspect;
 pub mod list;
+pub mod metrics;
+pub mod new;
 pub mod run;
 pub mod set;
 pub mod show;
@@ -40,7 +44,9 @@ fn load_for(args: &Load) -> Result<(Loaded, Options)> {
         rules: rules(&args.subject)?,
         check: false,
     };
-    let loaded = load(catalog::find(&args.subject.policy)?, &args.subject.params, &options)?;
+    let policy = catalog::find(&args.subject.policy)?;
+    vacant(&policy.id())?;
+    let loaded = load(policy, &args.subject.params, &options)?;
     for warning in &loaded.warnings {
         tracing::info!("{warning}");
     }

@@ -59,6 +59,7 @@ fn watch(args: &Run, attached: &Attached, stop: &Receiver<()>) -> Result<()> {
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
             },
             recv(look) -> _ => if let Condition::Ejected(why) = kind.condition(live) {
+                crate::history::record(&live.meta.policy, "ejected", &why);
                 return Err(Error::ejected(format!("the kernel ejected {}: {why}", live.meta.policy)).into());
             },
             recv(print) -> _ => {

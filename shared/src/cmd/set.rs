@@ -41,6 +41,7 @@ pub fn run(args: &Set) -> Result<()> {
             .ok_or_else(|| Error::failed(format!("{id} lost its {} map", global.section)))?;
         sys::map_write(&map, global.offset, &bytes)
             .map_err(|e| Error::failed(format!("can't write `{}`: {e}", global.name)))?;
+        crate::history::record_command(id, "set");
         let now = live.global(&shape, &global.name).unwrap_or_default();
         out::eprintln(&format!("{id}: {} = {}", global.name, render::cell(&now)));
     }

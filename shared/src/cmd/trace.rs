@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use libbpf_rs::{MapCore, Object, ObjectBuilder, RingBufferBuilder};
+use libbpf_rs::{Link, MapCore, Object, ObjectBuilder, RingBufferBuilder};
 use serde_json::{Value, json};
 
 use crate::cli::Runq;
@@ -28,13 +28,12 @@ pub fn runq(args: &Runq) -> Result<()> {
     ctrlc::set_handler(move || stopped.store(true, Ordering::Relaxed))
         .map_err(|e| Error::failed(format!("can't catch signals: {e}")))?;
     let (mut object, shape) = load(args.min_us)?;
-    // Gone with this process.
-    let _links = attach_programs(&mut object)?;
+    let links = attach_programs(&mut object)?;
     out::eprintln(&format!(
         "tracing waits of {} us and more for a CPU; Ctrl-C ends it",
         args.min_us
     ));
-    print_waits(&object, &shape, args.json, &stop)?;
+    print_waits(&object, &shape, args.json, &stop, links)?;
     let total = Total::read(&object, &shape)?;
     if args.json {
         out::println(&total.json().to_string());
@@ -74,8 +73,14 @@ fn map<'o>(object: &'o Object, name: &str) -> Result<libbpf_rs::Map<'o>> {
     found.ok_or_else(|| lost(&format!("its map `{name}`")).into())
 }
 
-/// Prints until `stop` is set.
-fn print_waits(object: &Object, shape: &Shape, json: bool, stop: &AtomicBool) -> Result<()> {
+/// Prints until `stop` is set, then takes the programs off.
+fn print_waits(
+    object: &Object,
+    shape: &Shape,
+    json: bool,
+    stop: &AtomicBool,
+    links: Vec<(String, Link)>,
+) -> Result<()> {
     let layout = shape.event.clone().ok_or_else(|| lost("its record"))?;
     let events = map(object, "events")?;
     let mut builder = RingBufferBuilder::new();
@@ -97,7 +102,8 @@ fn print_waits(object: &Object, shape: &Shape, json: bool, stop: &AtomicBool) ->
             _ => {}
         }
     }
-    // What came while we were on our way out.
+    // First off, then what is left: so all that is counted has been printed.
+    drop(links);
     let _ = ring.consume();
     Ok(())
 }

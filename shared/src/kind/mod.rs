@@ -132,6 +132,29 @@ pub trait Kind: Sync {
         true
     }
 
+    /// In what an attached policy differs from what is asked for, beyond parameters; in words.
+    ///
+    /// # Errors
+    /// Bad input, or a policy that can't be read back.
+    fn differs(&self, live: &Live, _policy: &Policy, options: &Options) -> Result<Option<String>> {
+        Ok((live.meta.default != options.default)
+            .then(|| format!("default: {} -> {}", live.meta.default, options.default)))
+    }
+
+    /// Prepares to make an attached policy what is asked for, without taking it off; `None` when
+    /// that can't be done.
+    ///
+    /// # Errors
+    /// Bad input, or what the kernel says; nothing is changed then.
+    fn update(
+        &self,
+        _live: &Live,
+        _policy: &Policy,
+        _options: &Options,
+    ) -> Result<Option<Box<dyn Update>>> {
+        Ok(None)
+    }
+
     /// What does not agree with what was asked for, mended where that is possible: pairs of
     /// policy and what was found. `live` holds the attached policies of this kind.
     fn drift(&self, _live: &[&Live]) -> Vec<(String, String)> {
@@ -190,6 +213,27 @@ pub trait Session {
     fn finish(&mut self, _live: &Live) -> Result<()> {
         Ok(())
     }
+}
+
+/// A change of an attached policy that is prepared and can be taken back.
+pub trait Update {
+    /// Puts it in force.
+    ///
+    /// # Errors
+    /// What the kernel says; call [`Update::back`] then.
+    fn switch(&mut self) -> Result<()>;
+
+    /// Puts what was before in force again.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn back(&mut self) -> Result<()>;
+
+    /// There is no way back any more: clears away what was before.
+    ///
+    /// # Errors
+    /// What the kernel says; the change is in force all the same.
+    fn finish(&mut self) -> Result<()>;
 }
 
 /// Attaches the struct_ops map called `map`.

@@ -5,8 +5,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod desired;
 mod folder;
 mod manifest;
+mod new;
 mod object;
 mod params;
 mod shapes;

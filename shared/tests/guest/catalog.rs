@@ -27,9 +27,9 @@ pub fn trials() -> Vec<Trial> {
 }
 
 fn life(policy: &str) {
-    check(policy);
-    let before = (default(), algorithms());
     let extra = extra(policy);
+    check(policy, &extra);
+    let before = (default(), algorithms());
     let mut attach = vec!["attach", policy];
     attach.extend(extra.iter().map(String::as_str));
     polity(&attach).ok();
@@ -57,8 +57,9 @@ fn life(policy: &str) {
     polity(&["detach", policy]).fails(1, &["is not attached"]);
 }
 
-fn check(policy: &str) {
-    let checked = polity(&["check", policy, "--json"]).json();
+fn check(policy: &str, extra: &[String]) {
+    let extra: Vec<_> = extra.iter().map(String::as_str).collect();
+    let checked = polity(&[&["check", policy, "--json"], &extra[..]].concat()).json();
     assert_eq!(checked["policy"], policy);
     assert_eq!(checked["ok"], true);
     let programs = checked["programs"].as_array().unwrap();

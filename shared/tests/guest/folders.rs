@@ -7,7 +7,7 @@ use std::process::Command;
 use libtest_mimic::Trial;
 
 use crate::polity::{binary, polity, run, sh, status};
-use crate::snapshot::algorithms;
+use crate::snapshot::{algorithms, sched_ext};
 use crate::trial::trial_with;
 
 const FOLDER: &str = "/policies/tune";
@@ -19,6 +19,7 @@ pub fn trials() -> Vec<Trial> {
         trial_with(FOLDER, "folders::search_path", search_path),
         trial_with(FOLDER, "folders::a_stranger_s_folder", strangers),
         trial_with(FOLDER, "folders::damaged_objects", damaged),
+        trial_with("/policies/new-lsm", "folders::made_by_new", made_by_new),
     ]
 }
 
@@ -70,6 +71,28 @@ fn strangers() {
     chown(&folder, Some(65534), None).unwrap();
     polity(&["attach", &folder]).fails(2, &["belongs to user 65534"]);
     sh("rm -r /opt/tune");
+}
+
+/// What `polity new` makes works as it is.
+fn made_by_new() {
+    for kind in ["schedulers", "tcp-cc", "lsm"] {
+        if kind == "schedulers" && sched_ext().is_none() {
+            continue;
+        }
+        let folder = format!("/policies/new-{kind}");
+        let policy = format!("{kind}/new-one");
+        polity(&["check", &folder]).ok();
+        polity(&["attach", &folder]).ok();
+        assert_eq!(status(&policy).unwrap()["state"], "attached");
+        if kind == "lsm" {
+            let user = ["--clear-groups", "--reuid", "1000", "true"];
+            let as_user = || run(Command::new("setpriv").args(user)).status;
+            assert_eq!(as_user(), 0);
+            polity(&["set", &policy, "denied_uid=1000"]).ok();
+            assert_ne!(as_user(), 0);
+        }
+        polity(&["detach", &policy]).ok();
+    }
 }
 
 /// Whatever the bytes are, the answer is an error and the system is as before.

@@ -106,14 +106,14 @@ impl Drop for Load {
 pub const GUARDED: &str = "/tmp/guarded";
 
 /// Makes [`GUARDED`] with a file in it, and a rules file for `policy` that denies writing there;
-/// returns the path of the rules.
+/// returns the path of the rules. They need few hooks, each of which is verified at every attach.
 pub fn guard(policy: &str) -> String {
     fs::create_dir_all(GUARDED).unwrap();
     fs::write(format!("{GUARDED}/file"), "as it was").unwrap();
     let name = policy.rsplit('/').next().unwrap();
     let rules = format!(
         "[lsm.{name}]\nmode = \"enforce\"\n\n[[lsm.{name}.rules]]\nname = \"guarded\"\n\
-         deny = [\"write\", \"create\", \"delete\", \"rename\"]\npath = \"{GUARDED}\"\n"
+         deny = \"write\"\npath = \"{GUARDED}\"\npin = false\n"
     );
     let file = "/tmp/rules.toml";
     fs::write(file, rules).unwrap();

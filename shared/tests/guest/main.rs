@@ -5,8 +5,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod apply;
 mod catalog;
 mod ejected;
+mod file_rules;
 mod folders;
 mod foreground;
 mod foreign;
@@ -17,13 +19,14 @@ mod qdisc;
 mod refusals;
 mod replace;
 mod run_killed;
-mod schedulers;
 mod scripts;
 mod set;
 mod snapshot;
 mod stats;
 mod stranger;
+mod trace;
 mod trial;
+mod watching;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -54,9 +57,12 @@ fn all() -> Vec<Trial> {
     trials.extend(run_killed::trials());
     trials.extend(replace::trials());
     trials.extend(ejected::trials());
+    trials.extend(file_rules::trials());
+    trials.extend(apply::trials());
+    trials.extend(watching::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
-    trials.extend(schedulers::trials());
+    trials.extend(trace::trials());
     trials.extend(scripts::trials());
     trials.extend(killed::trials());
     trials

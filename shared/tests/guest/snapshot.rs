@@ -40,6 +40,11 @@ impl Snapshot {
         }
     }
 
+    /// How many links there were.
+    pub fn links(&self) -> usize {
+        self.links
+    }
+
     /// Asserts that the kernel is again as it was.
     #[track_caller]
     pub fn assert_same(&self) {

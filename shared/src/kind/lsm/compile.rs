@@ -8,7 +8,7 @@ use super::trie::NodeId;
 
 /// An object that no rule names, and the classes that hold for it: a hard link that is beneath
 /// a rule's directory by another of its names, the root of a mount there.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extra {
     /// What it is.
     pub object: Object,
@@ -34,6 +34,7 @@ pub fn compile(
         op: plan.op,
         need: plan.need,
         negated: plan.negated,
+        keep: plan.keep,
         hooks: plan.hooks.clone(),
         ..Compiled::default()
     };
@@ -66,18 +67,7 @@ pub fn compile(
     }
     out.anchors.sort_unstable();
     out.anchors.dedup();
-    for extra in extras {
-        let effect = effects.index(&mut out, Effect { set: extra.mask, clear: Mask::default() });
-        let parent = same.of(extra.near);
-        out.anchors.push((extra.object, out.nodes.len() as u32));
-        out.nodes.push(Node {
-            effect,
-            parent,
-            rule: NO_RULE,
-            pin_rule: NO_RULE,
-            ..Node::default()
-        });
-    }
+    out.extras(extras, &mut effects);
     for (ty, mask) in &plan.fstypes {
         let effect = effects.index(&mut out, Effect { set: *mask, clear: Mask::default() });
         out.fstypes.push((ty.clone(), effect));
@@ -131,6 +121,44 @@ impl Compiled {
                 self.owners.extend(wants.set.iter().map(|(class, rule)| (id, *class, *rule)));
             }
         }
+    }
+
+    /// Those that are anchors already get the classes on top of their own; the others share a
+    /// node with all that is alike.
+    fn extras(&mut self, extras: &[Extra], effects: &mut Effects) {
+        let mut anchors: HashMap<Object, NodeId> = self.anchors.iter().copied().collect();
+        let mut alike: HashMap<(NodeId, Mask), NodeId> = HashMap::new();
+        for extra in extras {
+            if let Some(id) = anchors.get(&extra.object) {
+                self.widen(*id, extra.mask, effects);
+                continue;
+            }
+            let id = *alike.entry((extra.near, extra.mask)).or_insert_with(|| {
+                let set = extra.mask;
+                let effect = effects.index(self, Effect { set, clear: Mask::default() });
+                let (parent, rule, pin_rule) = (extra.near, NO_RULE, NO_RULE);
+                self.nodes.push(Node { effect, parent, rule, pin_rule, ..Node::default() });
+                self.nodes.len() as NodeId - 1
+            });
+            anchors.insert(extra.object, id);
+            self.anchors.push((extra.object, id));
+        }
+    }
+
+    fn widen(&mut self, id: NodeId, mask: Mask, effects: &mut Effects) {
+        let node = self.nodes[id as usize];
+        let mut effect = self.effects[node.effect as usize];
+        let more = mask.without(effect.clear).without(effect.set);
+        if more.is_empty() {
+            return;
+        }
+        // Its own rule is behind its own classes only.
+        if node.rule != NO_RULE {
+            self.owners.extend(effect.set.iter().map(|class| (id, class, node.rule)));
+        }
+        effect.set = effect.set.or(more);
+        self.nodes[id as usize].effect = effects.index(self, effect);
+        self.nodes[id as usize].rule = NO_RULE;
     }
 
     /// For each file system that holds anchors, all their classes: what holds for an object

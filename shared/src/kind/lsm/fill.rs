@@ -9,8 +9,9 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys};
 
 use super::hash;
 use super::model::{Compiled, Label, Mask};
-use super::rules::Rules;
+use super::rules::{Mode, Rules};
 use crate::error::{Error, Result};
+use crate::live::Live;
 use crate::sys;
 
 /// `BPF_F_INNER_MAP`: arrays of any size may take the template's place.
@@ -18,10 +19,55 @@ const BPF_F_INNER_MAP: u32 = 1 << 12;
 /// How many elements go into a map at a time.
 const BATCH: usize = 4096;
 
+/// Where `struct deny_set` has the digest; the mode is the word before.
+const DIGEST: usize = 32;
+
+/// What `struct deny_set` tells of the rules in force.
+#[derive(Debug, Clone, Copy)]
+pub struct InForce {
+    /// [`Rules::digest`]
+    pub digest: u64,
+    /// How many.
+    pub rules: u64,
+    /// What most of them do.
+    pub mode: Mode,
+}
+
 /// The policy's maps, by name.
 pub struct Maps(BTreeMap<String, MapHandle>);
 
 impl Maps {
+    /// Those of an attached policy.
+    pub fn of_live(live: &Live) -> Self {
+        let maps = live.meta.maps.keys().filter_map(|name| Some((name.clone(), live.map(name)?)));
+        Self(maps.collect())
+    }
+
+    /// The rules in force: how many, their mode and their digest.
+    ///
+    /// # Errors
+    /// The maps are gone, or are not ours.
+    pub fn in_force(&self) -> Result<InForce> {
+        let sets = self.get("sets")?;
+        let mut set = vec![0; sets.value_size() as usize];
+        let side = (self.generation()? & 1) as u32;
+        sys::map_lookup(sets, &side.to_ne_bytes(), &mut set)?;
+        let word = |at: usize| {
+            u64::from_ne_bytes(
+                set.get(at..at + 8).and_then(|b| b.try_into().ok()).unwrap_or_default(),
+            )
+        };
+        let mode = if word(DIGEST - 8) >> 32 == 0 { Mode::Enforce } else { Mode::Audit };
+        Ok(InForce { digest: word(DIGEST), rules: word(DIGEST + 8), mode })
+    }
+
+    /// Takes back the host's leave to read what is denied.
+    pub fn revoke_leave(&self) {
+        if let Ok(host) = self.get("host") {
+            let _ = host.update(&0u32.to_ne_bytes(), &[0; 16], MapFlags::ANY);
+        }
+    }
+
     /// Those of a loaded object.
     ///
     /// # Errors
@@ -75,7 +121,7 @@ impl Maps {
         self.array(side, "classes", &classes(compiled))?;
         self.array(side, "rules", &rule_records(rules))?;
         let sets = self.get("sets")?;
-        let set = set(compiled, seed);
+        let set = set(compiled, rules, seed);
         if set.len() != sets.value_size() as usize {
             return Err(Error::failed("the policy's `struct deny_set` is not ours").into());
         }
@@ -244,7 +290,7 @@ fn rule_records(rules: &Rules) -> Vec<Vec<u8>> {
 }
 
 /// `struct deny_set`
-fn set(c: &Compiled, seed: u64) -> Vec<u8> {
+fn set(c: &Compiled, rules: &Rules, seed: u64) -> Vec<u8> {
     let ops = c.classes.iter().fold(0, |ops, class| ops | class.ops);
     let objects = c.labels.iter().any(|(kind, _, _)| *kind as u64 >= Label::FsType as u64);
     let mut subjects = 0;
@@ -257,7 +303,10 @@ fn set(c: &Compiled, seed: u64) -> Vec<u8> {
         .u32(ops)
         .u32(u32::from(objects || !c.fstypes.is_empty()))
         .u32(subjects)
-        .u32(0);
+        .u32(u32::from(rules.mode == Mode::Audit))
+        .u64(rules.digest())
+        .u64(rules.rules.len() as u64)
+        .mask(c.keep);
     bytes = c.op.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
     bytes = c.need.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
     bytes = c.negated.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));

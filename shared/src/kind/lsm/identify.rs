@@ -7,16 +7,18 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use libbpf_rs::{MapCore, MapFlags, ProgramInput};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::model::Object;
 use super::trie::{Links, NodeId, ROOT, Trie};
 use crate::error::{Error, Result};
+use crate::live::Live;
+use crate::sys;
 
 /// `IDENTIFY_BATCH` of `identify.bpf.h`
-const BATCH: usize = 512;
+pub const BATCH: usize = 512;
 /// `struct deny_identity`
 const ENTRY: usize = 24;
 
@@ -39,17 +41,74 @@ impl Links for FileSystem {
     }
 }
 
-/// Asks the program `identify`.
-pub struct Identify<'obj> {
-    object: &'obj libbpf_rs::Object,
+/// The policy's program `identify` and the map that it answers in.
+pub struct Oracle {
+    answers: MapHandle,
+    program: OwnedFd,
+    /// Whether to ask for leave to read what the policy denies.
+    exempt: bool,
+}
+
+impl Oracle {
+    /// That of a loaded object.
+    ///
+    /// # Errors
+    /// The object lacks one of the two.
+    pub fn of(object: &libbpf_rs::Object) -> Result<Self> {
+        let map = object.maps().find(|m| m.name() == "identities").ok_or_else(lost)?;
+        let program = object.progs().find(|p| p.name() == "identify").ok_or_else(lost)?;
+        let program = program.as_fd().try_clone_to_owned()?;
+        Ok(Self { answers: MapHandle::try_from(&map)?, program, exempt: false })
+    }
+
+    /// That of an attached policy. From the first question on this process may read what the
+    /// policy denies, until [`super::fill::Maps::revoke_leave`].
+    ///
+    /// # Errors
+    /// The policy was attached by a polity that did not keep the program.
+    pub fn of_live(live: &Live) -> Result<Self> {
+        let answers = live.map("identities").ok_or_else(lost)?;
+        let id = live.meta.programs.get("identify").ok_or_else(lost)?;
+        let program = libbpf_rs::Program::fd_from_id(*id).map_err(|_| lost())?;
+        Ok(Self { answers, program, exempt: true })
+    }
+
+    /// The objects behind `fds`, at most [`BATCH`].
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn ask(&self, fds: &[BorrowedFd<'_>]) -> Result<Vec<Option<Object>>> {
+        let mut value = vec![0u8; self.answers.value_size() as usize];
+        value[..4].copy_from_slice(&(fds.len() as u32).to_ne_bytes());
+        value[4..8].copy_from_slice(&u32::from(self.exempt).to_ne_bytes());
+        for (fd, place) in fds.iter().zip(value[8..].chunks_exact_mut(4)) {
+            place.copy_from_slice(&(fd.as_raw_fd() as u32).to_ne_bytes());
+        }
+        let zero = 0u32.to_ne_bytes();
+        self.answers.update(&zero, &value, MapFlags::ANY)?;
+        sys::program_run(self.program.as_fd())?;
+        let value = self.answers.lookup(&zero, MapFlags::ANY)?.ok_or_else(lost)?;
+        let entries = value[8 + BATCH * 4..].chunks_exact(ENTRY);
+        Ok(entries.take(fds.len()).map(entry).collect())
+    }
+}
+
+fn lost() -> Error {
+    Error::failed("the policy lacks its program `identify` or the map `identities`")
+        .hint("detach it and attach it again")
+}
+
+/// Walks a trie and asks for each of its nodes.
+pub struct Identify<'o> {
+    oracle: &'o Oracle,
     batch: Vec<(NodeId, Rc<OwnedFd>)>,
     found: Vec<Option<Object>>,
 }
 
-impl<'obj> Identify<'obj> {
-    /// For a loaded object that has the program.
-    pub fn new(object: &'obj libbpf_rs::Object) -> Self {
-        Self { object, batch: Vec::new(), found: Vec::new() }
+impl<'o> Identify<'o> {
+    /// Asks `oracle`.
+    pub fn new(oracle: &'o Oracle) -> Self {
+        Self { oracle, batch: Vec::new(), found: Vec::new() }
     }
 
     /// The object of each node of `trie`, where there is one.
@@ -89,38 +148,13 @@ impl<'obj> Identify<'obj> {
 
     fn flush(&mut self) -> Result<()> {
         let fds: Vec<_> = self.batch.iter().map(|(_, fd)| fd.as_fd()).collect();
-        let objects = ask(self.object, &fds)?;
+        let objects = self.oracle.ask(&fds)?;
         for ((id, _), object) in self.batch.iter().zip(objects) {
             self.found[*id as usize] = object;
         }
         self.batch.clear();
         Ok(())
     }
-}
-
-/// The objects behind `fds`, at most [`BATCH`].
-///
-/// # Errors
-/// The object lacks the program or the map, or the kernel refuses.
-pub fn ask(object: &libbpf_rs::Object, fds: &[BorrowedFd<'_>]) -> Result<Vec<Option<Object>>> {
-    let lost = |what: &str| Error::failed(format!("the object lost its {what}"));
-    let map =
-        object.maps().find(|m| m.name() == "identities").ok_or_else(|| lost("map `identities`"))?;
-    let program = object
-        .progs_mut()
-        .find(|p| p.name() == "identify")
-        .ok_or_else(|| lost("program `identify`"))?;
-    let mut value = vec![0u8; map.value_size() as usize];
-    value[..4].copy_from_slice(&(fds.len() as u32).to_ne_bytes());
-    for (fd, place) in fds.iter().zip(value[8..].chunks_exact_mut(4)) {
-        place.copy_from_slice(&(fd.as_raw_fd() as u32).to_ne_bytes());
-    }
-    let zero = 0u32.to_ne_bytes();
-    map.update(&zero, &value, MapFlags::ANY)?;
-    program.test_run(ProgramInput::default())?;
-    let value = map.lookup(&zero, MapFlags::ANY)?.ok_or_else(|| lost("identities"))?;
-    let entries = value[8 + BATCH * 4..].chunks_exact(ENTRY);
-    Ok(entries.take(fds.len()).map(entry).collect())
 }
 
 fn entry(bytes: &[u8]) -> Option<Object> {

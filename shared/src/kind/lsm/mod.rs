@@ -1,13 +1,13 @@
 //! File rules: programs on LSM hooks, switched on together by one word of a map.
 //!
 //! `rules` reads them, `plan` and `compile` turn them into classes, nodes and effects, `identify`
-//! asks the kernel what the objects are, `fill` writes the maps and turns the switch. A policy
-//! without a map `anchors` has no rules of ours: all its programs are attached as they are.
+//! asks the kernel what the objects are, `scan` finds those with other names, `fill` writes the maps
+//! and turns the switch. A policy without a map `anchors` has no rules of ours: all its programs are attached as they are.
 
 use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
 
-use super::{Kind, Options, Session, attach_programs};
+use super::{Kind, Options, Session, Update, attach_programs};
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
 use crate::kernel::{Fact, Kernel, read};
@@ -24,7 +24,9 @@ pub mod model;
 pub mod op;
 pub mod plan;
 pub mod rules;
+pub mod scan;
 pub mod trie;
+pub mod update;
 
 use self::plan::Plan;
 use self::rules::Rules;
@@ -85,10 +87,37 @@ impl Kind for Lsm {
     }
 
     fn detail(&self, live: &Live) -> Value {
-        match &live.meta.extra {
-            Value::Object(extra) => Value::Object(extra.clone()),
-            _ => json!({}),
+        match fill::Maps::of_live(live).in_force() {
+            Ok(now) => json!({"mode": now.mode.to_string(), "rules": now.rules}),
+            // A policy without rules of ours.
+            Err(_) => json!({}),
         }
+    }
+
+    fn differs(&self, live: &Live, policy: &Policy, options: &Options) -> Result<Option<String>> {
+        let Some((file, text)) = &options.rules else { return Ok(None) };
+        let rules = rules::parse(file, text, &policy.manifest.policy.name)?;
+        let now = fill::Maps::of_live(live).in_force()?;
+        let hooks = rules.hooks();
+        let needless = |name: &String| name.strip_prefix("on_").is_some_and(|h| !hooks.contains(h));
+        Ok(if now.digest != rules.digest() {
+            Some(format!("rules: {} -> {}", now.rules, rules.rules.len()))
+        } else if live.links().len() < live.meta.links.len() {
+            Some("hooks that somebody detached".to_owned())
+        } else if live.meta.links.keys().any(needless) {
+            Some("hooks that no rule needs any more".to_owned())
+        } else {
+            None
+        })
+    }
+
+    fn update(
+        &self,
+        live: &Live,
+        policy: &Policy,
+        options: &Options,
+    ) -> Result<Option<Box<dyn Update>>> {
+        Ok(Some(Box::new(update::prepare(live, policy, options)?)))
     }
 
     /// One word turns all hooks off together, before they go one by one.
@@ -113,7 +142,7 @@ impl Kind for Lsm {
         let Some(control) = live.map("control") else { return true };
         let mut generation = [0; 8];
         sys::map_lookup(&control, &0u32.to_ne_bytes(), &mut generation).is_ok()
-            && generation != [0; 8]
+            && u64::from_ne_bytes(generation) >= WHOLE
     }
 }
 
@@ -121,6 +150,8 @@ impl Kind for Lsm {
 struct Loading {
     rules: Rules,
     plan: Plan,
+    /// What the kernel calls the objects of the plan.
+    objects: Vec<Option<model::Object>>,
     /// Whether the policy is one with rules of ours.
     has_rules: bool,
     /// Load even what no rule needs.
@@ -153,29 +184,39 @@ impl Session for Loading {
         if !self.has_rules {
             return Ok(());
         }
-        let objects = identify::Identify::new(object).trie(&self.plan.trie)?;
-        let compiled = compile::compile(&self.plan, &objects, &[], identify::cgroup_id);
-        fill::Maps::of(object)?.fill(FIRST, &compiled, &self.rules)
+        self.objects =
+            identify::Identify::new(&identify::Oracle::of(object)?).trie(&self.plan.trie)?;
+        let kept = model::Compiled { op: Default::default(), ..self.compile(&[]) };
+        fill::Maps::of(object)?.fill(KEEPING, &kept, &self.rules)
     }
 
     fn attach(&mut self, object: &mut Object) -> Result<Vec<(String, Link)>> {
-        attach_programs(object)
+        let links = attach_programs(object)?;
+        if self.has_rules {
+            let maps = fill::Maps::of(object)?;
+            maps.switch(KEEPING)?;
+            let extras = scan::extras(&identify::Oracle::of(object)?, &self.compile(&[]))?;
+            maps.fill(WHOLE, &self.compile(&extras), &self.rules)?;
+        }
+        Ok(links)
     }
 
     fn commit(&mut self, object: &mut Object) -> Result<()> {
         match self.has_rules {
-            true => fill::Maps::of(object)?.switch(FIRST),
+            true => fill::Maps::of(object)?.switch(WHOLE),
             false => Ok(()),
-        }
-    }
-
-    fn record(&self) -> Value {
-        match self.has_rules {
-            true => json!({"mode": self.rules.mode.to_string(), "rules": self.rules.rules.len()}),
-            false => Value::Null,
         }
     }
 }
 
-/// The first generation of rules; 0 is none.
-const FIRST: u64 = 1;
+impl Loading {
+    fn compile(&self, extras: &[compile::Extra]) -> model::Compiled {
+        compile::compile(&self.plan, &self.objects, extras, identify::cgroup_id)
+    }
+}
+
+/// The first generation of rules (0 is none) denies nothing but taking things out of the rules'
+/// directories, so that the search for those that are out can be complete.
+const KEEPING: u64 = 1;
+/// The generation from which the rules hold.
+const WHOLE: u64 = 2;

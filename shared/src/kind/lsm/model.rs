@@ -156,6 +156,8 @@ pub struct Compiled {
     pub fstypes: Vec<(String, u32)>,
     /// Node, class and rule, for nodes with several rules.
     pub owners: Vec<(u32, u32, u32)>,
+    /// The classes that no object may be taken out of.
+    pub keep: Mask,
     /// The classes of each operation.
     pub op: [Mask; op::COUNT],
     /// The classes that each dimension of the subject limits.

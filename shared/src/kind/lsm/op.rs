@@ -58,8 +58,9 @@ const TABLE: [(Op, &str, &[&str]); 15] = [
     (Op::MmapExec, "mmap-exec", &["mmap_file", "file_mprotect"]),
 ];
 
-/// The hooks that keep a directory in place.
-pub const PIN_HOOKS: &[&str] = &["inode_rename", "inode_rmdir", "sb_mount", "move_mount"];
+/// The hooks that keep a directory in place, and what is beneath it there.
+pub const PIN_HOOKS: &[&str] =
+    &["inode_rename", "inode_link", "inode_rmdir", "sb_mount", "move_mount"];
 
 impl Op {
     /// All of them, in order.

@@ -41,6 +41,8 @@ pub struct Plan {
     pub labels: BTreeMap<(Label, u64), Mask>,
     /// Control groups, and the classes that are about them.
     pub cgroups: BTreeMap<String, Mask>,
+    /// The classes that no object may be taken out of.
+    pub keep: Mask,
     /// The classes of each operation.
     pub op: [Mask; op::COUNT],
     /// The classes that each dimension of the subject limits.
@@ -58,6 +60,8 @@ struct Key<'a> {
     mode: Mode,
     errno: i32,
     subject: &'a Subject,
+    /// Whether it keeps what is beneath its paths there.
+    keep: bool,
     /// A rule that has to be alone.
     solo: Option<usize>,
 }
@@ -67,7 +71,7 @@ struct Key<'a> {
 /// # Errors
 /// More classes than there are bits.
 pub fn plan(rules: &Rules, links: &mut dyn Links, file: &Path, text: &str) -> Result<Plan> {
-    let mut plan = Plan::default();
+    let mut plan = Plan { hooks: rules.hooks(), ..Plan::default() };
     let mut known = HashMap::new();
     for (index, rule) in rules.rules.iter().enumerate() {
         let solo = matches!(&rule.object, Object::Paths { except, .. } if !except.is_empty());
@@ -76,6 +80,7 @@ pub fn plan(rules: &Rules, links: &mut dyn Links, file: &Path, text: &str) -> Re
             mode: rule.mode,
             errno: rule.errno,
             subject: &rule.subject,
+            keep: rule.keeps(),
             solo: solo.then_some(index),
         };
         let next = known.len() as u32;
@@ -110,9 +115,11 @@ impl Plan {
             rule: index,
             first: index,
         });
+        if rule.keeps() {
+            self.keep.insert(class);
+        }
         for op in &rule.deny {
             self.op[*op as usize].insert(class);
-            self.hooks.extend(op.hooks());
         }
         let subject = &rule.subject;
         for uid in &subject.uid {
@@ -179,9 +186,7 @@ impl Plan {
         if !wants.set.iter().any(|(c, _)| *c == class) {
             wants.set.push((class, index));
         }
-        // Audit changes nothing at all, so it keeps nothing in place.
-        if rule.mode == Mode::Enforce && rule.pin {
-            self.hooks.extend(op::PIN_HOOKS);
+        if rule.keeps() {
             for at in std::iter::once(node).chain(self.trie.above(node)) {
                 self.wants.entry(at).or_default().pin.get_or_insert(index);
             }

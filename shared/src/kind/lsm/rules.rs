@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use toml::Spanned;
 
+use super::hash;
 use super::op::{self, Op};
 use crate::error::{Error, Result, from_toml};
 
@@ -27,6 +28,23 @@ pub struct Rules {
     pub mode: Mode,
     /// In the order of the file.
     pub rules: Vec<Rule>,
+}
+
+impl Rules {
+    /// The hooks that they need.
+    pub fn hooks(&self) -> BTreeSet<&'static str> {
+        let asked = self.rules.iter().flat_map(|r| &r.deny).flat_map(|op| op.hooks());
+        let kept = self.rules.iter().any(Rule::keeps).then_some(op::PIN_HOOKS);
+        asked.chain(kept.into_iter().flatten()).copied().collect()
+    }
+
+    /// The same for the same rules, whatever their layout in the file.
+    pub fn digest(&self) -> u64 {
+        let plain = |rule: &Rule| Rule { span: 0..0, ..rule.clone() };
+        self.rules.iter().fold(hash::name(0, self.mode.to_string().as_bytes()), |digest, rule| {
+            hash::name(digest, format!("{:?}", plain(rule)).as_bytes())
+        })
+    }
 }
 
 /// What a rule does when it matches.
@@ -70,6 +88,14 @@ pub struct Rule {
     pub pin: bool,
     /// Its place in the file.
     pub span: Range<usize>,
+}
+
+impl Rule {
+    /// Whether its directories, and what is beneath them, are kept in place. Audit changes nothing
+    /// at all, so it keeps nothing.
+    pub fn keeps(&self) -> bool {
+        self.pin && self.mode == Mode::Enforce && matches!(self.object, Object::Paths { .. })
+    }
 }
 
 /// What a rule is about.

@@ -27,9 +27,10 @@ const TCP_CONG_NEEDS_ECN: u8 = 2;
 /// The kind.
 pub struct TcpCc;
 
-/// The name under which policy `tcp-cc/NAME` is registered: never one that the kernel has.
+/// The name under which policy `tcp-cc/NAME` is registered: never one that the kernel has, and
+/// without the `-` that it does not take.
 pub fn algorithm(policy: &str) -> String {
-    format!("bpf_{}", policy.rsplit('/').next().unwrap_or(policy))
+    format!("bpf_{}", policy.rsplit('/').next().unwrap_or(policy).replace('-', "_"))
 }
 
 impl Kind for TcpCc {
@@ -100,6 +101,28 @@ impl Kind for TcpCc {
         json!({"algorithm": name, "default": own, "default_in": namespaces, "sockets": sockets})
     }
 
+    fn differs(&self, live: &Live, _policy: &Policy, options: &Options) -> Result<Option<String>> {
+        let name = algorithm(&live.meta.policy);
+        let current = default::initial()?;
+        Ok(match (live.meta.default, options.default) {
+            (true, true) if current != name => Some(format!("the default is `{current}`")),
+            (was, is) if was != is => Some(format!("default: {was} -> {is}")),
+            _ => None,
+        })
+    }
+
+    fn settle(&self, live: &Live) {
+        // The kernel unregisters the algorithm from a work queue, and its name is free only then.
+        let name = algorithm(&live.meta.policy);
+        for _ in 0..200 {
+            if !default::available().contains(&name) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        tracing::warn!("the kernel is still taking `{name}` off");
+    }
+
     fn restore(&self, policy: &str) -> Result<()> {
         let name = algorithm(policy);
         let undo = Undo::open(&name);
@@ -129,7 +152,7 @@ impl Kind for TcpCc {
         for name in Undo::all() {
             let policy = format!("tcp-cc/{}", name.trim_start_matches("bpf_"));
             let Some(undo) = Undo::open(&name) else { continue };
-            if !live.iter().any(|l| l.meta.policy == policy) {
+            if !live.iter().any(|l| algorithm(&l.meta.policy) == name) {
                 undo.remove();
             } else if undo.pending().is_some() {
                 let what = match complete(&name, &undo) {

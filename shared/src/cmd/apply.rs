@@ -1,0 +1,45 @@
+//! `polity apply`.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::print_json;
+use crate::cli::Apply;
+use crate::error::Result;
+use crate::live::need_root;
+use crate::tree::Tree;
+use crate::{apply, desired, mend, out};
+
+/// Makes the system what a file says.
+///
+/// # Errors
+/// With the exit status of what is wrong; the system is as before then.
+pub fn run(args: &Apply) -> Result<()> {
+    let file = args.file.as_deref().unwrap_or(Path::new(desired::FILE));
+    let wanted = desired::read(file)?;
+    need_root("change what is attached")?;
+    let tree = Tree::lock()?;
+    for (policy, what) in mend::drift_in(&tree)? {
+        tracing::warn!("{policy}: {what}");
+    }
+    let changes = apply::plan(wanted)?;
+    let plan: Vec<_> = changes.iter().map(apply::Change::json).collect();
+    for change in &changes {
+        out::eprintln(&change.to_string());
+    }
+    let nothing = changes.is_empty();
+    let transaction = apply::prepare(changes)?;
+    if !args.dry_run {
+        transaction.run(&tree)?;
+    }
+    out::eprintln(match (nothing, args.dry_run) {
+        (true, _) => "nothing to do",
+        (false, true) => "the kernel accepts all of it; nothing was changed",
+        (false, false) => "applied",
+    });
+    if args.json {
+        print_json(&json!({"plan": plan, "applied": !args.dry_run}))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! `polity metrics`.
+
+use std::net::SocketAddr;
+
+use tiny_http::{Header, Method, Response, Server};
+
+use crate::cli::Metrics;
+use crate::error::{Error, Result};
+use crate::live::need_root;
+use crate::{metrics, out};
+
+/// Prints the metrics, or answers whoever asks for them.
+///
+/// # Errors
+/// Not root, or an address that can't be listened on.
+pub fn run(args: &Metrics) -> Result<()> {
+    match args.listen {
+        None => out::println(metrics::text()?.trim_end()),
+        Some(address) => listen(address)?,
+    }
+    Ok(())
+}
+
+/// Answers `GET /metrics`, one request at a time: a scrape is a few map look-ups.
+fn listen(address: SocketAddr) -> Result<()> {
+    need_root("read the metrics of all policies")?;
+    let server = Server::http(address).map_err(|e| {
+        Error::failed(format!("can't listen on {address}: {e}"))
+            .hint("another port: --listen 127.0.0.1:PORT")
+    })?;
+    if !address.ip().is_loopback() {
+        tracing::warn!("{address} can be reached from other machines, and there is no password");
+    }
+    out::eprintln(&format!("http://{}/metrics", server.server_addr()));
+    for request in server.incoming_requests() {
+        let path = request.url().split('?').next().unwrap_or_default();
+        let answer = match (request.method(), path) {
+            (Method::Get, "/metrics") => match metrics::text() {
+                Ok(text) => (200, text, metrics::MEDIA_TYPE),
+                Err(e) => (500, format!("{e:#}\n"), "text/plain"),
+            },
+            (Method::Get, _) => (404, "there is /metrics\n".to_owned(), "text/plain"),
+            _ => (405, "only GET\n".to_owned(), "text/plain"),
+        };
+        let mut response = Response::from_string(answer.1).with_status_code(answer.0);
+        if let Ok(header) = Header::from_bytes("Content-Type", answer.2) {
+            response.add_header(header);
+        }
+        if let Err(e) = request.respond(response) {
+            tracing::debug!("the one who asked went away: {e}");
+        }
+    }
+    Ok(())
+}

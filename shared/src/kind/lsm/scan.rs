@@ -1,0 +1,388 @@
+//! What a rule's directory holds by some other name, too: files with hard links, and whatever is
+//! mounted below. Neither is found by going up from the object as the programs do, so the host
+//! looks for them when rules are loaded, and each becomes an anchor of its own.
+//!
+//! The rules must already keep things from being taken out while this runs ([`super::Lsm`]
+//! sees to it), or a link made behind the search's back would be missed.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use procfs::process::{MountInfo, Process};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use super::compile::Extra;
+use super::identify::{BATCH, Oracle};
+use super::model::{Compiled, Mask, Object};
+use super::trie::{NodeId, ROOT};
+use crate::error::{Error, Result};
+
+/// File systems without hard links, in which a search would only meet what the kernel makes up.
+const PSEUDO: &[&str] = &[
+    "autofs",
+    "binfmt_misc",
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "fusectl",
+    "hugetlbfs",
+    "mqueue",
+    "nsfs",
+    "proc",
+    "pstore",
+    "rpc_pipefs",
+    "securityfs",
+    "selinuxfs",
+    "sysfs",
+    "tracefs",
+];
+/// How often a long search says where it is.
+const PROGRESS: Duration = Duration::from_secs(3);
+
+/// What the rules say of a place, going down names from the root.
+#[derive(Debug, Clone, Copy, Default)]
+struct State {
+    /// The place's own node; 0 is none.
+    node: NodeId,
+    /// The classes that hold.
+    mask: Mask,
+    /// The closest node that had an effect.
+    near: NodeId,
+}
+
+/// The rules, to be followed down by name.
+struct Rules<'c> {
+    compiled: &'c Compiled,
+    names: HashMap<(NodeId, &'c [u8]), NodeId>,
+    /// The nodes that have children.
+    parents: HashMap<NodeId, Vec<(NodeId, &'c str)>>,
+}
+
+impl<'c> Rules<'c> {
+    fn new(compiled: &'c Compiled) -> Self {
+        let mut parents: HashMap<_, Vec<_>> = HashMap::new();
+        for (parent, name, id) in &compiled.names {
+            parents.entry(*parent).or_default().push((*id, name.as_str()));
+        }
+        let names = compiled.names.iter().map(|(p, name, id)| ((*p, name.as_bytes()), *id));
+        Self { compiled, names: names.collect(), parents }
+    }
+
+    fn enter(&self, node: NodeId, mut state: State) -> State {
+        state.node = node;
+        let Some(record) = self.compiled.nodes.get(node as usize) else { return state };
+        if record.effect != 0 {
+            state.mask = self.compiled.effects[record.effect as usize].apply(state.mask);
+            state.near = node;
+        }
+        state
+    }
+
+    fn root(&self) -> State {
+        self.enter(ROOT, State::default())
+    }
+
+    fn step(&self, state: State, name: &[u8]) -> State {
+        match self.names.get(&(state.node, name)) {
+            Some(node) if state.node != 0 => self.enter(*node, state),
+            _ => State { node: 0, ..state },
+        }
+    }
+
+    fn at(&self, path: &Path) -> State {
+        path.iter()
+            .filter(|part| *part != "/")
+            .fold(self.root(), |state, part| self.step(state, part.as_bytes()))
+    }
+
+    /// The topmost places that classes hold for.
+    fn tops(&self) -> Vec<PathBuf> {
+        let mut tops = Vec::new();
+        let mut todo = vec![(PathBuf::from("/"), self.root())];
+        while let Some((path, state)) = todo.pop() {
+            if !state.mask.is_empty() {
+                tops.push(path);
+                continue;
+            }
+            for (_, name) in self.parents.get(&state.node).into_iter().flatten() {
+                todo.push((path.join(name), self.step(state, name.as_bytes())));
+            }
+        }
+        tops
+    }
+}
+
+/// A file as stat(2) has it: major and minor device number, inode number.
+type Key = (u32, u32, u64);
+
+/// A file that was met and has further names somewhere.
+struct Linked {
+    object: Option<Object>,
+    mask: Mask,
+    near: NodeId,
+    /// Its names that were met.
+    met: u64,
+    /// All of its names.
+    names: u64,
+    /// Whether they were all under the same rules.
+    alike: bool,
+}
+
+/// The objects that the rules' directories hold beyond what names lead to.
+///
+/// # Errors
+/// The kernel does not tell what is mounted, or what objects are.
+pub fn extras(oracle: &Oracle, compiled: &Compiled) -> Result<Vec<Extra>> {
+    let rules = Rules::new(compiled);
+    let tops = rules.tops();
+    if tops.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mounts = Process::myself()
+        .and_then(|me| me.mountinfo())
+        .context("can't read /proc/self/mountinfo")?;
+    let mut search = Search::new(oracle, &rules, mounts.0);
+    let mut starts = tops.clone();
+    for mount in search.mounts.keys() {
+        let below = |top: &PathBuf| mount.starts_with(top) && mount != top;
+        if tops.iter().any(below) {
+            starts.push(mount.clone());
+        }
+    }
+    starts.sort();
+    for start in &starts {
+        let state = rules.at(start);
+        search.mount(start, state)?;
+        search.walk(start, state)?;
+    }
+    search.finish()
+}
+
+struct Search<'c> {
+    oracle: &'c Oracle,
+    rules: &'c Rules<'c>,
+    /// The topmost mount at each mount point.
+    mounts: HashMap<PathBuf, MountInfo>,
+    linked: HashMap<Key, Linked>,
+    /// Not identified yet.
+    batch: Vec<(Key, OwnedFd)>,
+    extras: Vec<Extra>,
+    files: u64,
+    told: Instant,
+}
+
+impl<'c> Search<'c> {
+    fn new(oracle: &'c Oracle, rules: &'c Rules<'c>, mounts: Vec<MountInfo>) -> Self {
+        // A descriptor for each level of a deep tree.
+        let limit = getrlimit(Resource::Nofile);
+        let _ = setrlimit(
+            Resource::Nofile,
+            rustix::process::Rlimit { current: limit.maximum, ..limit },
+        );
+        Self {
+            oracle,
+            rules,
+            mounts: mounts.into_iter().map(|m| (m.mount_point.clone(), m)).collect(),
+            linked: HashMap::new(),
+            batch: Vec::new(),
+            extras: Vec::new(),
+            files: 0,
+            told: Instant::now(),
+        }
+    }
+
+    /// What is mounted at `path` belongs to the rules above it.
+    fn mount(&mut self, path: &Path, state: State) -> Result<()> {
+        if path == Path::new("/") || state.mask.is_empty() || !self.mounts.contains_key(path) {
+            return Ok(());
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(fd) = openat(CWD, path, flags, Mode::empty()) else { return Ok(()) };
+        for object in self.oracle.ask(&[fd.as_fd()])?.into_iter().flatten() {
+            self.extras.push(Extra { object, mask: state.mask, near: state.near });
+        }
+        Ok(())
+    }
+
+    /// The mount that holds `path`.
+    fn holder(&self, path: &Path) -> Option<&MountInfo> {
+        path.ancestors().find_map(|at| self.mounts.get(at))
+    }
+
+    /// Whether no name in the file system could be outside: a search would find nothing.
+    fn is_whole(&self, path: &Path, state: State) -> bool {
+        let has_rules_below = self.rules.parents.contains_key(&state.node);
+        self.mounts.get(path).is_some_and(|m| m.root == "/") && !has_rules_below
+    }
+
+    /// Goes through all that is below `top` in its file system.
+    fn walk(&mut self, top: &Path, state: State) -> Result<()> {
+        let pseudo = |m: &MountInfo| PSEUDO.contains(&m.fs_type.as_str());
+        if self.holder(top).is_some_and(pseudo) || self.is_whole(top, state) {
+            return Ok(());
+        }
+        let mut path = top.to_owned();
+        let Some(dir) = self.open(CWD, top, top)? else {
+            // A file by itself: its object is an anchor already.
+            return Ok(());
+        };
+        let mut open = vec![(dir, state)];
+        while let Some((dir, state)) = open.last_mut() {
+            let state = *state;
+            let Some(entry) = dir.read() else {
+                open.pop();
+                path.pop();
+                continue;
+            };
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(e) => {
+                    tracing::warn!("{}: {e}; hard links beneath it may be missed", path.display());
+                    continue;
+                }
+            };
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let inner = self.rules.step(state, name);
+            let at = dir.fd()?;
+            let name = OsStr::from_bytes(name);
+            let (ty, seen) = self.entry(at, name, entry.file_type());
+            if let Some((key, names)) = seen
+                && names > 1
+                && !inner.mask.is_empty()
+            {
+                self.file(at, name, key, names, inner)?;
+            }
+            if ty != FileType::Directory
+                || (inner.mask.is_empty() && !self.rules.parents.contains_key(&inner.node))
+            {
+                continue;
+            }
+            path.push(name);
+            let next = match self.mounts.contains_key(&path) {
+                true => None,
+                false => self.open(at, Path::new(name), &path)?,
+            };
+            match next {
+                Some(next) => open.push((next, inner)),
+                None => drop(path.pop()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The type of an entry, and for what is no directory its key and how many names it has.
+    fn entry(
+        &mut self,
+        at: std::os::fd::BorrowedFd<'_>,
+        name: &OsStr,
+        ty: FileType,
+    ) -> (FileType, Option<(Key, u64)>) {
+        if ty == FileType::Directory {
+            return (ty, None);
+        }
+        self.files += 1;
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let what = StatxFlags::NLINK | StatxFlags::INO | StatxFlags::TYPE;
+        match statx(at, name, flags, what) {
+            Ok(s) => {
+                let key = (s.stx_dev_major, s.stx_dev_minor, s.stx_ino);
+                let ty = FileType::from_raw_mode(s.stx_mode.into());
+                match ty {
+                    FileType::Directory => (ty, None),
+                    _ => (ty, Some((key, s.stx_nlink.into()))),
+                }
+            }
+            // It is gone already.
+            Err(_) => (ty, None),
+        }
+    }
+
+    fn open(&mut self, at: impl AsFd, name: &Path, path: &Path) -> Result<Option<Dir>> {
+        if self.told.elapsed() > PROGRESS {
+            self.told = Instant::now();
+            crate::out::eprintln(&format!(
+                "looking for hard links: {} files so far, at {}",
+                self.files,
+                path.display()
+            ));
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(at, name, flags, Mode::empty()) {
+            Ok(fd) => Ok(Some(Dir::new(fd)?)),
+            Err(Errno::NOTDIR | Errno::NOENT | Errno::LOOP) => Ok(None),
+            Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
+                Err(Error::failed(format!("can't search {}: {e}", path.display())).into())
+            }
+            Err(e) => {
+                tracing::warn!(
+                    "can't search {}: {e}; hard links of what is in it are not covered",
+                    path.display()
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    fn file(
+        &mut self,
+        at: std::os::fd::BorrowedFd<'_>,
+        name: &OsStr,
+        key: Key,
+        names: u64,
+        state: State,
+    ) -> Result<()> {
+        if let Some(known) = self.linked.get_mut(&key) {
+            known.met += 1;
+            known.names = known.names.max(names);
+            known.alike &= known.mask == state.mask;
+            known.mask = known.mask.or(state.mask);
+            return Ok(());
+        }
+        let (mask, near) = (state.mask, state.near);
+        let new = Linked { object: None, mask, near, met: 1, names, alike: true };
+        self.linked.insert(key, new);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(at, name, flags, Mode::empty()) {
+            Ok(fd) => self.batch.push((key, fd)),
+            Err(Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(Error::failed(format!("can't open {name:?}: {e}")).into()),
+        }
+        if self.batch.len() == BATCH { self.identify() } else { Ok(()) }
+    }
+
+    fn identify(&mut self) -> Result<()> {
+        let fds: Vec<_> = self.batch.iter().map(|(_, fd)| fd.as_fd()).collect();
+        let objects = self.oracle.ask(&fds)?;
+        for ((key, _), object) in self.batch.iter().zip(objects) {
+            if let Some(linked) = self.linked.get_mut(key) {
+                linked.object = object;
+            }
+        }
+        self.batch.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<Extra>> {
+        self.identify()?;
+        let outside = self.linked.into_values().filter(|l| l.met < l.names || !l.alike);
+        self.extras.extend(
+            outside.filter_map(|l| Some(Extra { object: l.object?, mask: l.mask, near: l.near })),
+        );
+        Ok(self.extras)
+    }
+}

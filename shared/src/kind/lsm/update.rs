@@ -1,0 +1,195 @@
+//! New rules for a policy that is attached: they are built beside those in force, and one store
+//! puts them in their place. Hooks that only the new rules need are attached before it, those
+//! that only the old ones needed go after it.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use libbpf_rs::Link;
+
+use super::compile::{Extra, compile};
+use super::fill::Maps;
+use super::identify::{FileSystem, Identify, Oracle, cgroup_id};
+use super::model::{Compiled, Object};
+use super::plan::{Plan, plan};
+use super::rules::{self, Rules};
+use super::scan;
+use crate::catalog::Policy;
+use crate::error::{Error, Result};
+use crate::kernel::Kernel;
+use crate::kind::{Options, Update, attach_programs};
+use crate::live::{Live, Meta};
+use crate::{object, tree};
+
+/// Rules that are ready to be put in force.
+pub struct NewRules {
+    maps: Maps,
+    oracle: Oracle,
+    folder: PathBuf,
+    meta: Meta,
+    rules: Rules,
+    plan: Plan,
+    objects: Vec<Option<Object>>,
+    extras: Vec<Extra>,
+    before: u64,
+    /// Links to hooks that were not attached.
+    links: Vec<(String, Link)>,
+}
+
+impl Drop for NewRules {
+    fn drop(&mut self) {
+        self.maps.revoke_leave();
+    }
+}
+
+/// Builds the rules that `options` has beside those of `live`.
+///
+/// # Errors
+/// Bad rules, or what the kernel says; the rules in force are as they were.
+pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<NewRules> {
+    let Some(folder) = live.folder.clone() else {
+        return Err(Error::failed(format!("{} is held by polity run", policy.id())).into());
+    };
+    let none = (PathBuf::new(), String::new());
+    let (file, text) = options.rules.as_ref().unwrap_or(&none);
+    let rules = rules::parse(file, text, &policy.manifest.policy.name)?;
+    let plan = plan(&rules, &mut FileSystem::default(), file, text)?;
+    let maps = Maps::of_live(live);
+    let oracle = Oracle::of_live(live)?;
+    let before = maps.generation()?;
+    let mut new = NewRules {
+        maps,
+        oracle,
+        folder,
+        meta: live.meta.clone(),
+        rules,
+        plan,
+        objects: Vec::new(),
+        extras: Vec::new(),
+        before,
+        links: Vec::new(),
+    };
+    new.links = new.missing_hooks(live, policy)?;
+    new.objects = Identify::new(&new.oracle).trie(&new.plan.trie)?;
+    new.extras = scan::extras(&new.oracle, &new.compile())?;
+    new.maps.fill(before + 1, &new.compile(), &new.rules)?;
+    Ok(new)
+}
+
+impl NewRules {
+    fn compile(&self) -> Compiled {
+        compile(&self.plan, &self.objects, &self.extras, cgroup_id)
+    }
+
+    /// Attaches hooks that the new rules need and that are not there.
+    fn missing_hooks(&self, live: &Live, policy: &Policy) -> Result<Vec<(String, Link)>> {
+        let there: BTreeSet<_> = live.links().into_iter().map(|(name, _)| name).collect();
+        let kernel = Kernel::probe();
+        let missing: BTreeSet<_> = self
+            .plan
+            .hooks
+            .iter()
+            .filter(|hook| kernel.has_func(&format!("bpf_lsm_{hook}")))
+            .map(|hook| format!("on_{hook}"))
+            .filter(|name| !there.contains(name))
+            .collect();
+        if missing.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut opened = object::open(policy)?;
+        for mut map in opened.object.maps_mut() {
+            let label = object::map_label(&map.name().to_string_lossy());
+            if let Some(pinned) = live.map(&label) {
+                map.reuse_fd(pinned.as_fd())?;
+            }
+        }
+        for mut program in opened.object.progs_mut() {
+            let name = program.name().to_string_lossy().into_owned();
+            program.set_autoload(missing.contains(&name));
+        }
+        let (mut object, _) = opened.load(policy)?;
+        attach_programs(&mut object)
+    }
+
+    /// The hooks that the rules in force do not need any more.
+    fn needless(&self) -> Vec<String> {
+        let needed =
+            |name: &str| name.strip_prefix("on_").is_none_or(|hook| self.plan.hooks.contains(hook));
+        self.meta.links.keys().filter(|name| !needed(name)).cloned().collect()
+    }
+
+    fn link_path(&self, name: &str) -> PathBuf {
+        Path::new(&self.folder).join("links").join(name)
+    }
+
+    fn record(&self) -> Result<()> {
+        let (mut record, _) = self.meta.clone().into_map()?;
+        tree::replace_record(&self.folder, &mut record)
+    }
+}
+
+impl Update for NewRules {
+    fn switch(&mut self) -> Result<()> {
+        if !self.links.is_empty() {
+            tree::make(&self.folder.join("links"))?;
+            for (name, link) in &mut self.links {
+                let path = self.folder.join("links").join(&*name);
+                let _ = std::fs::remove_file(&path);
+                link.pin(&path)?;
+                let info = link.info()?;
+                self.meta.links.insert(name.clone(), info.id);
+                self.meta.programs.insert(name.clone(), info.prog_id);
+            }
+            // Recorded before they matter: a hook too many does no harm, one that nobody knows
+            // of does.
+            self.record()?;
+        }
+        self.maps.switch(self.before + 1)
+    }
+
+    fn back(&mut self) -> Result<()> {
+        // The old rules' side was not touched; a generation of its own makes what was cached void.
+        self.maps.switch(self.before + 2)?;
+        if self.links.is_empty() {
+            return Ok(());
+        }
+        for (name, _) in &self.links {
+            self.meta.links.remove(name);
+            self.meta.programs.remove(name);
+        }
+        self.record()?;
+        for (name, _) in &self.links {
+            let _ = std::fs::remove_file(self.link_path(name));
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        // Nothing can leave the rules' directories any more: what left while they were built?
+        let extras =
+            scan::extras(&self.oracle, &compile(&self.plan, &self.objects, &[], cgroup_id))?;
+        let new = extras.iter().any(|extra| !self.extras.contains(extra));
+        if new {
+            self.extras = extras;
+            self.maps.fill(self.before + 2, &self.compile(), &self.rules)?;
+            self.maps.switch(self.before + 2)?;
+        }
+        let needless = self.needless();
+        if !needless.is_empty() {
+            for name in &needless {
+                self.meta.links.remove(name);
+                self.meta.programs.remove(name);
+            }
+            self.record()?;
+            for name in &needless {
+                let _ = std::fs::remove_file(self.link_path(name));
+            }
+        }
+        crate::history::record_command(&self.meta.policy, "changed");
+        for (_, mut link) in std::mem::take(&mut self.links) {
+            link.disconnect();
+        }
+        Ok(())
+    }
+}
