@@ -56,6 +56,9 @@ pub enum Command {
     Set(Set),
     /// Events of attached policies, one JSON object a line
     Events(Events),
+    /// Watch the kernel itself, whatever policy runs
+    #[command(subcommand)]
+    Trace(Trace),
     /// What happened to policies, when, why and by whom
     History(Json),
     /// The numbers of all attached policies as OpenMetrics text
@@ -237,6 +240,24 @@ pub struct Events {
     pub json: bool,
 }
 
+/// What `trace` can watch.
+#[derive(Debug, Subcommand)]
+pub enum Trace {
+    /// How long tasks wait for a CPU once they are ready; Ctrl-C ends it with a histogram
+    Runq(Runq),
+}
+
+/// `trace runq`.
+#[derive(Debug, Args)]
+pub struct Runq {
+    /// Print each task that waited at least so many microseconds
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub min_us: u64,
+    /// Print JSON lines
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `metrics`.
 #[derive(Debug, Args)]
 pub struct Metrics {
@@ -290,6 +311,7 @@ impl Cli {
             Command::Inspect(args) => cmd::inspect::run(&args),
             Command::Set(args) => cmd::set::run(&args),
             Command::Events(args) => cmd::events::run(&args),
+            Command::Trace(Trace::Runq(args)) => cmd::trace::runq(&args),
             Command::History(args) => cmd::history::run(&args),
             Command::Metrics(args) => cmd::metrics::run(&args),
             Command::New(args) => cmd::new::run(&args),

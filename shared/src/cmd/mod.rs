@@ -28,6 +28,7 @@ pub mod show;
 pub mod stats;
 pub mod status;
 pub mod swap;
+pub mod trace;
 
 /// Prints a value as one document of JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
