@@ -95,6 +95,13 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
                 return Err(at(fallback.span(), format!("{e:#}")).into());
             }
         }
+        if !scheduler.fallback.is_empty() {
+            tracing::warn!(
+                "schedulers.{}: `fallback` needs a supervisor, which there is not yet; \
+                 the kernel's own scheduler takes over",
+                name.get_ref()
+            );
+        }
         let policy = find("schedulers", &name)?;
         let params = params(scheduler.params, &policy, file, text)?;
         all.push(Wanted { policy, params, options: Options::default() });

@@ -26,6 +26,7 @@ mod sockets;
 mod stats;
 mod stranger;
 mod swap;
+mod swap_killed;
 mod trace;
 mod trial;
 mod watching;
@@ -65,6 +66,7 @@ fn all() -> Vec<Trial> {
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
     trials.extend(swap::trials());
+    trials.extend(swap_killed::trials());
     trials.extend(trace::trials());
     trials.extend(scripts::trials());
     trials.extend(killed::trials());
