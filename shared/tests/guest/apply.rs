@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::load::{GUARDED, guard, is_guarded};
 use crate::polity::{Output, binary, polity, run, status};
 use crate::snapshot::{Snapshot, default, sched_ext};
-use crate::trial::{eventually, trial};
+use crate::trial::{campaigns, eventually, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -25,9 +25,8 @@ pub fn trials() -> Vec<Trial> {
         ("killed", killed),
     ];
     let has_lsm = fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|l| l.contains("bpf"));
-    // Campaigns take minutes; a sample of them on kernels with all three kinds will do.
     let long = |name: &str| ["a_step_fails", "killed"].contains(&name);
-    let runs = |name: &str| has_lsm && (full() || sched_ext().is_some() || !long(name));
+    let runs = |name: &str| has_lsm && (campaigns() || !long(name));
     tests.map(|(name, t)| trial(format!("apply::{name}"), t).with_ignored_flag(!runs(name))).into()
 }
 
@@ -242,7 +241,7 @@ fn a_step_fails() {
     let calls = rehearse(&first, &second);
     let before = state();
     let mut failed = 0;
-    for n in points(calls, 2) {
+    for n in points(calls, 1) {
         let inject = format!("inject=bpf:error=ENOMEM:when={n}");
         let output = strace(&inject);
         if output.status == 0 || output.stderr.contains("error: applied, but") {

@@ -10,7 +10,7 @@ use crate::polity::{Output, binary, polity, run, status};
 use crate::snapshot::algorithms;
 use crate::sockets::Pairs;
 use crate::swap::{EVERYWHERE, World, defaults};
-use crate::trial::trial;
+use crate::trial::{campaigns, trial};
 
 const OLD: &str = "tcp-cc/reno";
 const NEW: &str = "tcp-cc/cubic";
@@ -21,7 +21,8 @@ const LINK_CREATE: &str = "bpf(0x1c,";
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
-    vec![trial("swap::killed_then_finished_or_reverted", killed)]
+    let test = trial("swap::killed_then_finished_or_reverted", killed);
+    vec![test.with_ignored_flag(!campaigns())]
 }
 
 fn strace(options: &[&str], from: &str, to: &str) -> Output {

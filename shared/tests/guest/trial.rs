@@ -49,6 +49,12 @@ pub fn trial_with(
     trial(name, test).with_ignored_flag(!std::path::Path::new(needs).exists())
 }
 
+/// Whether campaigns run here, which take minutes: samples of them on the newest kernel of a run,
+/// all with `POLITY_FULL`.
+pub fn campaigns() -> bool {
+    ["POLITY_FULL", "POLITY_NEWEST"].iter().any(|name| std::env::var_os(name).is_some())
+}
+
 /// The last lines of the kernel log.
 fn kernel_log(lines: usize) -> String {
     let output = std::process::Command::new("dmesg").output();
