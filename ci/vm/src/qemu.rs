@@ -27,7 +27,7 @@ const ICOUNT_VERSION: (u32, u32) = (8, 1);
 pub enum Accel {
     /// Hardware virtualisation.
     Kvm,
-    /// Emulation, a thread per virtual CPU.
+    /// Emulation, one thread for all virtual CPUs.
     Tcg,
     /// Emulation in one thread whose clock counts instructions.
     Icount,
