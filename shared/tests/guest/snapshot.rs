@@ -27,6 +27,11 @@ impl Snapshot {
             ProgInfoIter::default().map(|p| p.name.to_string_lossy().into_owned()).collect();
         let mut maps: Vec<_> =
             MapInfoIter::default().map(|m| m.name.to_string_lossy().into_owned()).collect();
+        // With these libbpf, in this process too, finds out what the kernel can do; the kernel
+        // frees them in its own time.
+        let probe = |name: &String| name.starts_with("libbpf_");
+        programs.retain(|name| !probe(name));
+        maps.retain(|name| !probe(name));
         programs.sort();
         maps.sort();
         Self {
