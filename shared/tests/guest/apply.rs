@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, spawn};
 use std::time::Duration;
 
+use libbpf_rs::query::LinkInfoIter;
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -25,8 +26,13 @@ pub fn trials() -> Vec<Trial> {
         ("killed", killed),
     ];
     let has_lsm = fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|l| l.contains("bpf"));
-    let long = |name: &str| ["a_step_fails", "killed"].contains(&name);
-    let runs = |name: &str| has_lsm && (campaigns() || !long(name));
+    let runs = |name: &str| match name {
+        _ if !has_lsm => false,
+        // strace counts the calls of each thread, so only the whole campaign meets them all.
+        "a_step_fails" => full(),
+        "killed" => campaigns(),
+        _ => true,
+    };
     tests.map(|(name, t)| trial(format!("apply::{name}"), t).with_ignored_flag(!runs(name))).into()
 }
 
@@ -75,10 +81,11 @@ fn all_kinds() {
     assert_eq!(default(), "bpf_dctcp");
     assert_eq!(status("tcp-cc/dctcp").unwrap()["params"]["shift_g"], 5);
 
-    let applied = Snapshot::take();
+    let ids = || LinkInfoIter::default().map(|link| link.id).collect::<Vec<_>>();
+    let applied = ids();
     assert_eq!(actions(&[]), []);
     apply().fails(0, &["nothing to do"]);
-    applied.assert_same_after("applying twice");
+    assert_eq!(ids(), applied, "applying twice");
 
     // Somebody else changes the default: it is seen, and mended.
     fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno").unwrap();

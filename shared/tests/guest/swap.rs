@@ -6,16 +6,17 @@ use serde_json::{Value, json};
 use crate::polity::{polity, sh, status};
 use crate::snapshot::{Namespaces, algorithms, default, default_in};
 use crate::sockets::{INIT, Pairs, Traffic, ecn};
-use crate::trial::{eventually, trial};
+use crate::trial::{campaigns, eventually, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
+    let long = |test: Trial| test.with_ignored_flag(!campaigns());
     vec![
-        trial("swap::there_and_back_under_traffic", there_and_back),
+        long(trial("swap::there_and_back_under_traffic", there_and_back)),
         trial("swap::many_sockets", many),
         trial("swap::who_may_not_move_is_left_and_named", left),
         trial("swap::the_old_one_stays_while_it_is_needed", retires_later),
-        trial("swap::an_upgrade_reaches_everybody", upgrade),
+        long(trial("swap::an_upgrade_reaches_everybody", upgrade)),
         trial("swap::refusals", refusals),
     ]
 }
@@ -58,8 +59,12 @@ fn swap(args: &[&str]) -> Value {
 /// sockets as it says it left.
 #[track_caller]
 fn counts(report: &Value, moved: usize, pinned: usize, listeners: usize) {
-    let expected = json!({"moved": moved, "pinned": pinned, "failed": 0, "listeners": listeners});
-    assert_eq!(report["sockets"], expected, "{report:#}");
+    let sockets = &report["sockets"];
+    for (what, expected) in [("moved", moved), ("pinned", pinned), ("failed", 0)] {
+        assert_eq!(sockets[what], expected, "{what}: {report:#}");
+    }
+    // Other tests of this process may have left listeners of their own.
+    assert!(sockets["listeners"].as_u64().unwrap() as usize >= listeners, "{report:#}");
     assert_eq!(report["left"].as_array().unwrap().len(), pinned, "{report:#}");
 }
 
