@@ -32,6 +32,7 @@ fn the_table_of_policies_is_fresh() {
 fn the_policy_in_five_minutes_compiles_and_fits_its_manifest() {
     let text =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let text = text.split_once("## Write a policy in five minutes").unwrap().1;
     let block = |mark: &str| {
         let start = text.find(mark).unwrap() + mark.len();
         &text[start..start + text[start..].find("```").unwrap()]
@@ -43,4 +44,14 @@ fn the_policy_in_five_minutes_compiles_and_fits_its_manifest() {
     let opened = polity::object::open(&policy).unwrap();
     assert_eq!(opened.warnings, Vec::<String>::new());
     assert!(opened.shape.global("min_cwnd").is_some());
+}
+
+#[test]
+fn the_desired_state_is_one() {
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let start = text.find("# /etc/polity.toml").unwrap();
+    let block = &text[start..start + text[start..].find("```").unwrap()];
+    let wanted = polity::desired::parse(Path::new("polity.toml"), block).unwrap();
+    assert_eq!(wanted.len(), 3);
 }
