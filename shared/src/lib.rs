@@ -35,5 +35,6 @@ pub mod swap;
 pub mod sys;
 pub mod time;
 pub mod timing;
+pub mod transaction;
 pub mod tree;
 pub mod wellknown;
