@@ -284,7 +284,7 @@ pub fn attach_struct_ops(object: &mut Object, map: &str, taken: &str) -> Result<
     };
     let link = ops.attach_struct_ops().map_err(|e| {
         let error =
-            Error::failed(format!("the kernel does not attach `{map}`: {e}{}", said.tail()));
+            Error::failed(format!("the kernel does not attach `{map}`: {e:#}{}", said.tail()));
         match e.kind() {
             libbpf_rs::ErrorKind::AlreadyExists => error.hint(taken),
             libbpf_rs::ErrorKind::PermissionDenied => error.hint("run it as root"),
@@ -309,7 +309,7 @@ pub fn attach_programs(object: &mut Object) -> Result<Vec<(String, Link)>> {
         let name = program.name().to_string_lossy().into_owned();
         let link = program
             .attach()
-            .map_err(|e| Error::failed(format!("can't attach the program `{name}`: {e}")))?;
+            .map_err(|e| Error::failed(format!("can't attach the program `{name}`: {e:#}")))?;
         links.push((name, link));
     }
     Ok(links)

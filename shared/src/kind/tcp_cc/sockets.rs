@@ -100,7 +100,7 @@ impl Iterators {
     pub fn load() -> Result<Self> {
         let said = log::capture();
         let fail = |e: libbpf_rs::Error| {
-            Error::failed(format!("can't load the TCP iterator: {e}{}", said.tail()))
+            Error::failed(format!("can't load the TCP iterator: {e:#}{}", said.tail()))
         };
         let mut open = ObjectBuilder::default()
             .name("polity_tcp")
