@@ -40,5 +40,6 @@ pub mod sys;
 pub mod time;
 pub mod timing;
 pub mod top;
+pub mod transaction;
 pub mod tree;
 pub mod wellknown;

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::live::need_root;
 use crate::supervise::control;
 use crate::tree::Tree;
-use crate::{apply, desired, mend, out};
+use crate::{apply, desired, mend, out, transaction};
 
 /// Makes the system what a file says.
 ///
@@ -33,7 +33,7 @@ pub fn run(args: &Apply) -> Result<()> {
         out::eprintln(&change.to_string());
     }
     let nothing = changes.is_empty();
-    let transaction = apply::prepare(changes)?;
+    let transaction = transaction::prepare(changes)?;
     if !args.dry_run {
         transaction.run(&tree)?;
     }

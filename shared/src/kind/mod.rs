@@ -173,6 +173,12 @@ pub trait Kind: Sync {
         false
     }
 
+    /// Whether there must be no moment without a policy of the kind: it is attached before all
+    /// others, changed in place, and taken off after all others.
+    fn unbroken(&self) -> bool {
+        false
+    }
+
     /// In what an attached policy differs from what is asked for, beyond parameters; in words.
     ///
     /// # Errors
@@ -240,11 +246,6 @@ pub trait Session {
     /// What the kernel says; the caller takes everything off again.
     fn commit(&mut self, _object: &mut Object) -> Result<()> {
         Ok(())
-    }
-
-    /// What the kind wants to find again in the record of the attached policy.
-    fn record(&self) -> serde_json::Value {
-        serde_json::Value::Null
     }
 
     /// The policy is on: do what was asked beyond that (defaults, sockets).

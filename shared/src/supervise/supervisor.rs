@@ -17,7 +17,7 @@ use crate::feed::Feed;
 use crate::kind::Condition;
 use crate::live::{self, Live};
 use crate::tree::Tree;
-use crate::{apply, attach, history, mend};
+use crate::{apply, attach, history, mend, transaction};
 
 /// In the history, what concerns the whole file.
 const ALL: &str = "*";
@@ -317,5 +317,5 @@ fn make(wanted: Vec<Wanted>) -> Result<()> {
     for change in &changes {
         tracing::warn!("{change}");
     }
-    apply::prepare(changes)?.run(&tree)
+    transaction::prepare(changes)?.run(&tree)
 }

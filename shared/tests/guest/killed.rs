@@ -15,7 +15,7 @@ use crate::catalog::effective;
 use crate::load::extra;
 use crate::polity::{Output, binary, builtin, polity, run, sh, status};
 use crate::snapshot::{Namespaces, Snapshot, default, default_in, sched_ext};
-use crate::trial::trial;
+use crate::trial::{full, trial};
 
 /// One campaign for each kind, with what it changes beyond the policy itself.
 pub fn trials() -> Vec<Trial> {
@@ -156,10 +156,6 @@ fn settled(policy: &str) -> Option<serde_json::Value> {
 
 fn algorithm() -> String {
     "bpf_dctcp".to_owned()
-}
-
-fn full() -> bool {
-    env::var_os("POLITY_FULL").is_some()
 }
 
 /// The Ns to try, of `total`, when call `first` is the first with an effect.

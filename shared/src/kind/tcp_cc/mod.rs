@@ -7,7 +7,7 @@
 use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
 
-use self::algorithm::Algorithm;
+use self::algorithm::{Algorithm, TCP_CONG_NEEDS_ECN};
 use self::default::{Pending, Undo};
 use self::sockets::{Iterators, Move, NEEDS_ECN};
 use super::{Kind, Options, Session, attach_programs, attach_struct_ops};
@@ -26,9 +26,6 @@ pub mod swap;
 pub mod upgrade;
 
 const OPS: &str = "tcp_congestion_ops";
-/// `TCP_CONG_NEEDS_ECN` of net/tcp.h.
-const TCP_CONG_NEEDS_ECN: u8 = 2;
-
 /// The kind.
 pub struct TcpCc;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use libbpf_rs::btf::BtfKind;
 use libbpf_rs::{MapCore, Object, ObjectBuilder};
@@ -79,7 +79,7 @@ pub struct Iterators {
 
 /// Where the marks of the sockets that we moved are pinned, so that they outlive this process.
 fn marks() -> PathBuf {
-    Path::new(tree::ROOT).join(tree::UNDO).join("moved")
+    tree::undo("moved")
 }
 
 /// Forgets which sockets were moved by us, once none of them is open: until then they must not
@@ -89,9 +89,7 @@ pub fn forget_marks() {
     if !path.exists() || Iterators::load().and_then(|i| i.marked()).is_ok_and(|n| n > 0) {
         return;
     }
-    let _ = std::fs::remove_file(&path);
-    // Fails, as it should, while something else is recorded there.
-    let _ = path.parent().map(std::fs::remove_dir);
+    tree::forget(&path);
 }
 
 impl Iterators {
