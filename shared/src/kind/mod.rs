@@ -108,6 +108,11 @@ pub trait Kind: Sync {
         Condition::Attached
     }
 
+    /// Whether the kernel may eject policies of the kind.
+    fn ejects(&self) -> bool {
+        false
+    }
+
     /// The kind's part of `status`.
     fn detail(&self, live: &Live) -> Value;
 

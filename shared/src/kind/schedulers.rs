@@ -110,6 +110,10 @@ impl Kind for Schedulers {
         }
     }
 
+    fn ejects(&self) -> bool {
+        true
+    }
+
     fn settle(&self, live: &Live) {
         // The kernel frees an unpinned link in its own time, and then moves tasks back.
         let own = ops_name(&live.meta.manifest.policy.name);

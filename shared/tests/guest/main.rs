@@ -25,6 +25,7 @@ mod snapshot;
 mod sockets;
 mod stats;
 mod stranger;
+mod supervised;
 mod swap;
 mod swap_killed;
 mod trace;
@@ -65,6 +66,7 @@ fn all() -> Vec<Trial> {
     trials.extend(file_rules::trials());
     trials.extend(apply::trials());
     trials.extend(watching::trials());
+    trials.extend(supervised::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
     trials.extend(swap_killed::trials());
