@@ -116,6 +116,16 @@ pub trait Kind: Sync {
     /// The kind's part of `status`.
     fn detail(&self, live: &Live) -> Value;
 
+    /// The sockets that run an attached policy (tcp-cc).
+    ///
+    /// # Errors
+    /// Exit status 2 where the kind has nothing to do with sockets.
+    fn sockets(&self, live: &Live) -> Result<Vec<Value>> {
+        Err(Error::config(format!("{} runs on no sockets", live.meta.policy))
+            .hint("--sockets is for tcp-cc policies")
+            .into())
+    }
+
     /// Puts back what attaching `policy` changed beyond its links (defaults, sockets), where that
     /// is not done yet: it may be attached still, or its host was killed.
     ///
