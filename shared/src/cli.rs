@@ -121,6 +121,9 @@ pub struct Subject {
     /// File rules for an LSM policy; without rules it attaches no hook
     #[arg(long, value_name = "FILE")]
     pub rules: Option<PathBuf>,
+    /// Rows for the policy's tables: a desired-state file of which only those are read
+    #[arg(long, value_name = "FILE")]
+    pub tables: Option<PathBuf>,
 }
 
 /// `check`.

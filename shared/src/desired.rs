@@ -6,15 +6,17 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use toml::de::{DeTable, DeValue, Deserializer};
 use toml::{Spanned, Value};
 
 use crate::catalog::{self, Policy};
 use crate::error::{Error, Result, from_toml};
-use crate::kind::Options;
+use crate::kind::{self, Options};
 use crate::params::Assignment;
 use crate::supervise::Care;
 use crate::supervise::chain::Retry;
 use crate::supervise::guard;
+use crate::tables::Tables;
 
 /// Where it is unless another file is given.
 pub const FILE: &str = "/etc/polity.toml";
@@ -63,7 +65,9 @@ pub fn read(file: &Path) -> Result<Vec<Wanted>> {
 /// # Errors
 /// The same.
 pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
-    let raw: File = toml::from_str(text).map_err(|e| from_toml(file, text, &e))?;
+    let mut doc = DeTable::parse(text).map_err(|e| from_toml(file, text, &e))?;
+    let mut tables = tables(doc.get_mut(), file, text)?;
+    let raw = File::deserialize(Deserializer::from(doc)).map_err(|e| from_toml(file, text, &e))?;
     let at = |span: Range<usize>, what: String| Error::at(file, text, span, what);
     if let Some((name, _)) = raw.schedulers.iter().nth(1) {
         return Err(at(name.span(), "a second scheduler: the kernel runs one at a time".into())
@@ -87,7 +91,8 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
     for (name, lsm) in raw.lsm {
         let policy = find("lsm", &name)?;
         let rules = Some((file.to_owned(), text.to_owned()));
-        let options = Options { rules, ..Options::default() };
+        let tables = tables.remove(&policy.id());
+        let options = Options { rules, tables, ..Options::default() };
         // Whatever is wrong with the rules is said now.
         crate::kind::lsm::rules::parse(file, text, name.get_ref())?;
         let params = params(lsm.params, &policy, file, text)?;
@@ -100,8 +105,13 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
                 .hint("it moves established sockets to the new default")
                 .into());
         }
-        let options = Options { default: tcp.default, migrate: tcp.migrate, ..Options::default() };
         let policy = find("tcp-cc", &name)?;
+        let options = Options {
+            default: tcp.default,
+            migrate: tcp.migrate,
+            tables: tables.remove(&policy.id()),
+            ..Options::default()
+        };
         let params = params(tcp.params, &policy, file, text)?;
         let care = Care { guards: guards(tcp.guard, file, text)?, ..Care::default() };
         all.push(Wanted { policy, params, options, care });
@@ -117,9 +127,31 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
             guards: guards(scheduler.guard, file, text)?,
         };
         let params = params(scheduler.params, &policy, file, text)?;
-        all.push(Wanted { policy, params, options: Options::default(), care });
+        let tables = tables.remove(&policy.id());
+        let options = Options { tables, ..Options::default() };
+        all.push(Wanted { policy, params, options, care });
     }
     Ok(all)
+}
+
+/// Takes the tables of every policy out of the file, by `kind/name`: which there may be stands in
+/// the policies' manifests.
+fn tables(doc: &mut DeTable<'_>, file: &Path, text: &str) -> Result<BTreeMap<String, Tables>> {
+    let named = |kind: &str| match doc.get(kind).map(Spanned::get_ref) {
+        Some(DeValue::Table(all)) => {
+            all.keys().map(|n| format!("{kind}/{}", n.get_ref())).collect()
+        }
+        _ => Vec::new(),
+    };
+    let all: Vec<String> = kind::all().flat_map(|kind| named(kind.name())).collect();
+    let mut tables = BTreeMap::new();
+    // One that can't be found is told where it is wanted.
+    for policy in all.iter().filter_map(|id| catalog::find(id).ok()) {
+        if let Some(of) = Tables::take(doc, &policy, file, text)? {
+            tables.insert(policy.id(), of);
+        }
+    }
+    Ok(tables)
 }
 
 type Params = Named<Value>;

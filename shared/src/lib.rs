@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod attach;
 pub mod catalog;
+pub mod cgroup;
 pub mod cli;
 pub mod cmd;
 pub mod compile;
@@ -37,6 +38,7 @@ pub mod supervise;
 pub mod swap;
 #[allow(unsafe_code, reason = "the one module with raw libbpf calls")]
 pub mod sys;
+pub mod tables;
 pub mod time;
 pub mod timing;
 pub mod top;

@@ -18,6 +18,7 @@ use crate::history;
 use crate::kind::{self, Kind};
 use crate::live::{self, Live};
 use crate::params::Assignment;
+use crate::tables::Tables;
 use crate::tree::{self, Tree};
 
 /// What the user asked for.
@@ -275,15 +276,15 @@ fn load(record: &Record, new: &str, params: &[Assignment]) -> Result<Option<Load
         return Ok(None);
     }
     let there = live::all()?.into_iter().find(|l| l.meta.policy == record.to);
-    let carry = match there {
+    let (carry, tables) = match there {
         Some(_) if record.from != record.to => return Ok(None),
         Some(old) => {
             let value = old.shape().map("carry").and_then(|m| m.value.clone());
-            old.meta.maps.get("carry").copied().zip(value)
+            (old.meta.maps.get("carry").copied().zip(value), Tables::of(&old))
         }
-        None => None,
+        None => (None, None),
     };
-    let options = kind::Options { carry, ..Default::default() };
+    let options = kind::Options { carry, tables, ..Default::default() };
     let loaded = attach::load(catalog::find(new)?, params, &options)?;
     for warning in &loaded.warnings {
         tracing::info!("{warning}");

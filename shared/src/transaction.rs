@@ -13,6 +13,7 @@ use crate::kind::{Options, Update};
 use crate::live::{self, Live};
 use crate::params::Assignment;
 use crate::shape::Shape;
+use crate::tables::Tables;
 use crate::tree::Tree;
 
 /// A step that can be taken back.
@@ -61,7 +62,8 @@ impl Attach {
             .filter_map(|(key, v)| Some(Assignment { key: key.clone(), value: value(v)? }))
             .collect();
         let default = live.meta.default;
-        let options = Options { default, migrate: default, ..Options::default() };
+        let tables = Tables::of(live);
+        let options = Options { default, migrate: default, tables, ..Options::default() };
         Self::new(catalog::find(name)?, &params, options)
     }
 }

@@ -16,6 +16,7 @@ use crate::live::Live;
 use crate::object::{self, Opened};
 use crate::shape::Shape;
 use crate::swap::{Report, Swap};
+use crate::tables::Tables;
 
 pub mod lsm;
 #[cfg(feature = "test-kinds")]
@@ -52,6 +53,8 @@ pub struct Options {
     pub replace: bool,
     /// lsm: the rules file and its text.
     pub rules: Option<(PathBuf, String)>,
+    /// Rows for its tables.
+    pub tables: Option<Tables>,
     /// The map `carry` of the version that this one replaces: its id and the shape of its values.
     pub carry: Option<(u32, Layout)>,
     /// Only load, to hear what the verifier says: lsm loads the programs of all hooks then.

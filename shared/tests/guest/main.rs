@@ -29,6 +29,7 @@ mod stranger;
 mod supervised;
 mod swap;
 mod swap_killed;
+mod tables;
 mod trace;
 mod trial;
 mod watching;
@@ -59,6 +60,7 @@ fn all() -> Vec<Trial> {
     trials.extend(inspect::trials());
     trials.extend(catalog::trials());
     trials.extend(set::trials());
+    trials.extend(tables::trials());
     trials.extend(folders::trials());
     trials.extend(refusals::trials());
     trials.extend(foreground::trials());
