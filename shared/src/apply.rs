@@ -230,9 +230,7 @@ impl Attach {
             .iter()
             .filter_map(|(key, v)| Some(Assignment { key: key.clone(), value: value(v)? }))
             .collect();
-        let default = live.meta.default;
-        let options = Options { default, migrate: default, ..Options::default() };
-        Self::new(catalog::find(name)?, &params, options)
+        Self::new(catalog::find(name)?, &params, live.kind()?.options(live))
     }
 }
 

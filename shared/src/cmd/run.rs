@@ -24,7 +24,8 @@ pub fn run(args: &Run) -> Result<()> {
     let stop = on_signal()?;
     let (loaded, options) = load_for(&args.load)?;
     // Before anything changes: what is killed can't put it back itself.
-    let guardian = options.default.then(|| guard(&loaded.policy.id())).transpose()?;
+    let beyond = options.default || options.scope.is_some();
+    let guardian = beyond.then(|| guard(&loaded.policy.id())).transpose()?;
     let attached = attach::attach(loaded, &options, false)?;
     let id = attached.live.meta.policy.clone();
     out::eprintln(&format!("attached {id}; Ctrl-C detaches"));

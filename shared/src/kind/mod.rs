@@ -48,6 +48,8 @@ pub struct Options {
     pub default: bool,
     /// tcp-cc: move established sockets too.
     pub migrate: bool,
+    /// tcp-cc: only these connections.
+    pub scope: Option<tcp_cc::scope::Scope>,
     /// schedulers: take over from another scheduler.
     pub replace: bool,
     /// lsm: the rules file and its text.
@@ -119,6 +121,12 @@ pub trait Kind: Sync {
         Err(Error::config(format!("{} runs on no sockets", live.meta.policy))
             .hint("--sockets is for tcp-cc policies")
             .into())
+    }
+
+    /// The options with which an attached policy could be attached again.
+    fn options(&self, live: &Live) -> Options {
+        let default = live.meta.default;
+        Options { default, migrate: default, ..Options::default() }
     }
 
     /// Puts back what attaching `policy` changed beyond its links (defaults, sockets), where that
