@@ -159,6 +159,7 @@ pub fn attach_in(
         maps: Default::default(),
         links: Default::default(),
         programs: Default::default(),
+        extra: loaded.session.record(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     meta.record(&loaded.object);

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::cmd;
 use crate::error::Result;
+use crate::kind::tcp_cc::scope::Scope;
 use crate::params::Assignment;
 
 /// Loads, swaps and watches kernel policies written in BPF.
@@ -149,6 +150,9 @@ pub struct Load {
     /// tcp-cc: move established sockets too
     #[arg(long)]
     pub migrate: bool,
+    /// tcp-cc: only these connections.
+    #[command(flatten)]
+    pub scope: Scope,
     /// schedulers: take over from another scheduler
     #[arg(long)]
     pub replace: bool,
@@ -212,6 +216,9 @@ pub struct Swap {
     /// tcp-cc: where sockets without ECN go when NEW needs it; else they are left
     #[arg(long, value_name = "NAME")]
     pub no_ecn_to: Option<String>,
+    /// tcp-cc: only these connections; the others stay with OLD.
+    #[command(flatten)]
+    pub scope: Scope,
     /// Revert a swap that was interrupted
     #[arg(long)]
     pub abort: bool,

@@ -1,9 +1,11 @@
 //! What a system is to be: the file that `polity apply` takes (DESIGN.md section 5).
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use toml::de::{DeTable, DeValue, Deserializer};
@@ -11,6 +13,7 @@ use toml::{Spanned, Value};
 
 use crate::catalog::{self, Policy};
 use crate::error::{Error, Result, from_toml};
+use crate::kind::tcp_cc::scope::Scope;
 use crate::kind::{self, Options};
 use crate::params::Assignment;
 use crate::supervise::Care;
@@ -74,11 +77,6 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
             .hint("a scheduler's `fallback` is what takes over when it is ejected")
             .into());
     }
-    let mut defaults = raw.tcp_cc.iter().filter(|(_, t)| t.default);
-    if let (Some((first, _)), Some((second, _))) = (defaults.next(), defaults.next()) {
-        let both = format!("`{}` is the default already", first.get_ref());
-        return Err(at(second.span(), both).hint("one algorithm can be the default").into());
-    }
     let find = |kind: &str, name: &Spanned<String>| -> Result<Policy> {
         let id = format!("{kind}/{}", name.get_ref());
         catalog::find(&id).map_err(|e| {
@@ -99,16 +97,29 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
         let care = Care { guards: guards(lsm.guard, file, text)?, ..Care::default() };
         all.push(Wanted { policy, params, options, care });
     }
+    let mut defaults: Vec<(String, Option<Scope>)> = Vec::new();
     for (name, tcp) in raw.tcp_cc {
-        if tcp.migrate && !tcp.default {
-            return Err(at(name.span(), "`migrate` goes with `default`".into())
-                .hint("it moves established sockets to the new default")
+        let TcpCc { default, migrate, netns, cgroup, port, prefix, percent, .. } = tcp;
+        let scope = Scope { netns, cgroup, port, prefix, percent };
+        let settled = scope.settle(default).map_err(|e| at(name.span(), format!("{e:#}")))?;
+        let (default, scope) = settled;
+        if default && let Some((first, _)) = defaults.iter().find(|(_, other)| *other == scope) {
+            let both = format!("`{first}` is the default already");
+            return Err(at(name.span(), both).hint("one algorithm can be the default").into());
+        }
+        if default {
+            defaults.push((name.get_ref().clone(), scope.clone()));
+        }
+        if migrate && !default && scope.is_none() {
+            return Err(at(name.span(), "`migrate` goes with `default` or a scope".into())
+                .hint("it moves established sockets, too")
                 .into());
         }
         let policy = find("tcp-cc", &name)?;
         let options = Options {
-            default: tcp.default,
-            migrate: tcp.migrate,
+            default,
+            migrate,
+            scope,
             tables: tables.remove(&policy.id()),
             ..Options::default()
         };
@@ -197,6 +208,11 @@ struct TcpCc {
     #[serde(default)]
     migrate: bool,
     guard: Option<Spanned<Value>>,
+    netns: Option<String>,
+    cgroup: Option<PathBuf>,
+    port: Option<NonZeroU16>,
+    prefix: Option<IpNet>,
+    percent: Option<u8>,
 }
 
 #[derive(Deserialize)]

@@ -15,6 +15,7 @@ use crate::attach::{self, Loaded};
 use crate::catalog;
 use crate::error::{Error, Result};
 use crate::history;
+use crate::kind::tcp_cc::scope::Scope;
 use crate::kind::{self, Kind};
 use crate::live::{self, Live};
 use crate::params::Assignment;
@@ -30,6 +31,9 @@ pub struct Options {
     pub include_chosen: bool,
     /// tcp-cc: where sockets without ECN go.
     pub no_ecn_to: Option<String>,
+    /// tcp-cc: only these connections.
+    #[serde(default)]
+    pub scope: Option<Scope>,
 }
 
 /// A swap that is under way.
@@ -169,6 +173,8 @@ pub struct Left {
 pub struct Report {
     /// For how long neither side was in effect, in microseconds.
     pub gap_us: u64,
+    /// How long it took to look at the sockets and move them, of all that it took.
+    pub moving_us: u64,
     /// Sockets.
     pub sockets: Sockets,
     /// Each socket that was not moved.
@@ -284,7 +290,14 @@ fn load(record: &Record, new: &str, params: &[Assignment]) -> Result<Option<Load
         }
         None => (None, None),
     };
-    let options = kind::Options { carry, tables, ..Default::default() };
+    // Without a scope of its own the new policy has that of the old one.
+    let scope = match (&record.options.scope, is_kernel(&record.from)) {
+        (None, false) => {
+            live::find(&record.from).ok().and_then(|l| l.kind().ok()?.options(&l).scope)
+        }
+        (given, _) => given.clone(),
+    };
+    let options = kind::Options { carry, scope, tables, ..Default::default() };
     let loaded = attach::load(catalog::find(new)?, params, &options)?;
     for warning in &loaded.warnings {
         tracing::info!("{warning}");

@@ -61,9 +61,7 @@ impl Attach {
             .iter()
             .filter_map(|(key, v)| Some(Assignment { key: key.clone(), value: value(v)? }))
             .collect();
-        let default = live.meta.default;
-        let tables = Tables::of(live);
-        let options = Options { default, migrate: default, tables, ..Options::default() };
+        let options = Options { tables: Tables::of(live), ..live.kind()?.options(live) };
         Self::new(catalog::find(name)?, &params, options)
     }
 }

@@ -42,9 +42,11 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
 /// Finds and loads what `run` or `attach` were asked for.
 fn load_for(args: &Load) -> Result<(Loaded, Options)> {
     let policy = catalog::find(&args.subject.policy)?;
+    let (default, scope) = args.scope.clone().settle(args.default)?;
     let options = Options {
-        default: args.default,
+        default,
         migrate: args.migrate,
+        scope,
         replace: args.replace,
         rules: rules(&args.subject)?,
         tables: tables(&args.subject, &policy)?,

@@ -49,6 +49,8 @@ pub struct Options {
     pub default: bool,
     /// tcp-cc: move established sockets too.
     pub migrate: bool,
+    /// tcp-cc: only these connections.
+    pub scope: Option<tcp_cc::scope::Scope>,
     /// schedulers: take over from another scheduler.
     pub replace: bool,
     /// lsm: the rules file and its text.
@@ -127,6 +129,12 @@ pub trait Kind: Sync {
         Err(Error::config(format!("{} runs on no sockets", live.meta.policy))
             .hint("--sockets is for tcp-cc policies")
             .into())
+    }
+
+    /// The options with which an attached policy could be attached again.
+    fn options(&self, live: &Live) -> Options {
+        let default = live.meta.default;
+        Options { default, migrate: default, ..Options::default() }
     }
 
     /// Puts back what attaching `policy` changed beyond its links (defaults, sockets), where that
@@ -259,6 +267,11 @@ pub trait Session {
     /// What the kernel says; the caller takes everything off again.
     fn commit(&mut self, _object: &mut Object) -> Result<()> {
         Ok(())
+    }
+
+    /// What the kind wants to find again in the record of the attached policy.
+    fn record(&self) -> serde_json::Value {
+        serde_json::Value::Null
     }
 
     /// The policy is on: do what was asked beyond that (defaults, sockets).

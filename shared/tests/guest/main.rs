@@ -20,6 +20,7 @@ mod qdisc;
 mod refusals;
 mod replace;
 mod run_killed;
+mod scope;
 mod scripts;
 mod set;
 mod snapshot;
@@ -57,6 +58,7 @@ fn all() -> Vec<Trial> {
     let mut trials = Vec::new();
     // First, for the loads of other tests leave listeners behind, which would be moved too.
     trials.extend(swap::trials());
+    trials.extend(scope::trials());
     trials.extend(inspect::trials());
     trials.extend(catalog::trials());
     trials.extend(set::trials());
