@@ -74,6 +74,9 @@ pub enum Command {
     New(New),
     /// Compile the .bpf.c of a policy folder to the .bpf.o beside it
     Build(Build),
+    /// What packages ship beside the binary
+    #[command(subcommand, hide = true)]
+    Generate(Generate),
     /// Started by `run`
     #[command(hide = true)]
     Guardian(Guardian),
@@ -287,6 +290,9 @@ pub struct Metrics {
     /// Answer HTTP requests for /metrics instead of printing them once
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = METRICS)]
     pub listen: Option<std::net::SocketAddr>,
+    /// Write them to a file for node_exporter's textfile collector, whole at every moment
+    #[arg(long, value_name = "FILE.prom", conflicts_with = "listen")]
+    pub textfile: Option<PathBuf>,
 }
 
 /// `new`.
@@ -304,6 +310,22 @@ pub struct New {
 pub struct Build {
     /// The policy's folder
     pub folder: PathBuf,
+}
+
+/// What packages ship beside the binary.
+#[derive(Debug, Subcommand)]
+pub enum Generate {
+    /// A man page for the program and each command
+    Man {
+        /// Where they go
+        folder: PathBuf,
+    },
+    /// The JSON Schema of polity.toml
+    Schema,
+    /// The JSON Schema of policy.toml
+    PolicySchema,
+    /// A Grafana dashboard for the built-in policies
+    Dashboard,
 }
 
 /// Started by `run`: puts defaults back when `run` is killed.
@@ -341,6 +363,7 @@ impl Cli {
             Command::Metrics(args) => cmd::metrics::run(&args),
             Command::New(args) => cmd::new::run(&args),
             Command::Build(args) => cmd::build::run(&args),
+            Command::Generate(args) => cmd::generate::run(&args),
             Command::Guardian(args) => cmd::guardian::run(&args),
         }
     }

@@ -11,6 +11,7 @@ pub mod catalog;
 pub mod cli;
 pub mod cmd;
 pub mod compile;
+pub mod dashboard;
 pub mod desired;
 pub mod error;
 pub mod events;

@@ -28,6 +28,7 @@ mod stranger;
 mod supervised;
 mod swap;
 mod swap_killed;
+mod top;
 mod trace;
 mod trial;
 mod watching;
@@ -67,6 +68,7 @@ fn all() -> Vec<Trial> {
     trials.extend(apply::trials());
     trials.extend(watching::trials());
     trials.extend(supervised::trials());
+    trials.extend(top::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
     trials.extend(swap_killed::trials());
