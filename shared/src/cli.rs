@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 
+use crate::catalog;
 use crate::cmd;
 use crate::error::Result;
 use crate::params::Assignment;
@@ -23,6 +25,15 @@ pub struct Cli {
     /// Tell more (twice: libbpf's own words)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// What a shell offers where a policy is named.
+fn policies() -> Vec<CompletionCandidate> {
+    let all = catalog::all().0.into_iter();
+    let one = |p: catalog::Policy| {
+        CompletionCandidate::new(p.id()).help(Some(p.manifest.policy.summary.into()))
+    };
+    all.map(one).collect()
 }
 
 /// Where the metrics are unless told otherwise.
@@ -94,6 +105,7 @@ pub struct Json {
 #[derive(Debug, Args)]
 pub struct One {
     /// KIND/NAME or a folder
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: String,
     /// Print JSON
     #[arg(long)]
@@ -104,6 +116,7 @@ pub struct One {
 #[derive(Debug, Args)]
 pub struct Subject {
     /// KIND/NAME or a folder
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: String,
     /// Set a parameter (repeatable)
     #[arg(long = "param", value_name = "NAME=VALUE")]
@@ -148,7 +161,7 @@ pub struct Run {
     #[command(flatten)]
     pub load: Load,
     /// schedulers: what takes over when the kernel ejects it (repeatable, in this order)
-    #[arg(long = "fallback", value_name = "POLICY")]
+    #[arg(long = "fallback", value_name = "POLICY", add = ArgValueCandidates::new(policies))]
     pub fallback: Vec<String>,
     /// Take it off when a number stays beyond a limit: "retransmit_ratio above 0.02 for 30s"
     #[arg(long = "guard", value_name = "GUARD")]
@@ -173,7 +186,7 @@ pub struct Attach {
 #[derive(Debug, Args)]
 pub struct Detach {
     /// KIND/NAME or a folder
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    #[arg(required_unless_present = "all", conflicts_with = "all", add = ArgValueCandidates::new(policies))]
     pub policy: Option<String>,
     /// Everything that is attached
     #[arg(long)]
@@ -184,8 +197,10 @@ pub struct Detach {
 #[derive(Debug, Args)]
 pub struct Swap {
     /// What gives way: KIND/NAME, or kernel/NAME for one of the kernel's own algorithms
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub old: String,
     /// What takes its place; the same name once more upgrades a policy's code
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub new: String,
     /// Set a parameter of NEW (repeatable)
     #[arg(long = "param", value_name = "NAME=VALUE")]
@@ -234,6 +249,7 @@ pub struct Serve {
 #[derive(Debug, Args)]
 pub struct Stats {
     /// KIND/NAME or a folder; all without it
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: Option<String>,
     /// Print again every S seconds, with rates
     #[arg(long, value_name = "S", num_args = 0..=1, default_missing_value = "1")]
@@ -247,6 +263,7 @@ pub struct Stats {
 #[derive(Debug, Args)]
 pub struct Set {
     /// KIND/NAME or a folder
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: String,
     /// The parameter and its new value
     #[arg(required = true, value_name = "NAME=VALUE")]
@@ -260,6 +277,7 @@ pub struct Events {
     #[arg(short, long)]
     pub follow: bool,
     /// Only this policy's
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: Option<String>,
     /// Print JSON (it always does)
     #[arg(long)]
