@@ -67,7 +67,7 @@ pub enum Command {
     /// The numbers of one or all attached policies
     Stats(Stats),
     /// Programs, maps, links and reference counts of an attached policy
-    Inspect(One),
+    Inspect(Inspect),
     /// Change a live parameter of an attached policy
     Set(Set),
     /// Events of attached policies, one JSON object a line
@@ -107,6 +107,19 @@ pub struct One {
     /// KIND/NAME or a folder
     #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// KIND/NAME or a folder
+    pub policy: String,
+    /// tcp-cc: each socket that runs it, with the algorithm's private state
+    #[arg(long)]
+    pub sockets: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -116,6 +116,16 @@ pub trait Kind: Sync {
     /// The kind's part of `status`.
     fn detail(&self, live: &Live) -> Value;
 
+    /// The sockets that run an attached policy (tcp-cc).
+    ///
+    /// # Errors
+    /// Exit status 2 where the kind has nothing to do with sockets.
+    fn sockets(&self, live: &Live) -> Result<Vec<Value>> {
+        Err(Error::config(format!("{} runs on no sockets", live.meta.policy))
+            .hint("--sockets is for tcp-cc policies")
+            .into())
+    }
+
     /// Puts back what attaching `policy` changed beyond its links (defaults, sockets), where that
     /// is not done yet: it may be attached still, or its host was killed.
     ///
@@ -289,7 +299,7 @@ pub fn attach_struct_ops(object: &mut Object, map: &str, taken: &str) -> Result<
     };
     let link = ops.attach_struct_ops().map_err(|e| {
         let error =
-            Error::failed(format!("the kernel does not attach `{map}`: {e}{}", said.tail()));
+            Error::failed(format!("the kernel does not attach `{map}`: {e:#}{}", said.tail()));
         match e.kind() {
             libbpf_rs::ErrorKind::AlreadyExists => error.hint(taken),
             libbpf_rs::ErrorKind::PermissionDenied => error.hint("run it as root"),
@@ -314,7 +324,7 @@ pub fn attach_programs(object: &mut Object) -> Result<Vec<(String, Link)>> {
         let name = program.name().to_string_lossy().into_owned();
         let link = program
             .attach()
-            .map_err(|e| Error::failed(format!("can't attach the program `{name}`: {e}")))?;
+            .map_err(|e| Error::failed(format!("can't attach the program `{name}`: {e:#}")))?;
         links.push((name, link));
     }
     Ok(links)

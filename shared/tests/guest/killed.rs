@@ -72,6 +72,7 @@ impl Campaign {
             let of_name: Vec<usize> =
                 (0..calls.len()).filter(|i| calls[*i].starts_with(&format!("{name}("))).collect();
             let first = of_name.iter().position(|i| calls[*i].starts_with(LINK_CREATE));
+            eprintln!("{}: {} calls of {name}", self.args.join(" "), of_name.len());
             for n in points(of_name.len(), first.unwrap_or(0), sample) {
                 assert!(self.kill(name, n, &[]), "{name} {n} was not reached");
             }
@@ -122,6 +123,9 @@ impl Campaign {
         assert!([0, 137].contains(&output.status), "{call} {n}: {output:#?}");
         let killed = output.status == 137;
         self.kills += usize::from(killed);
+        if self.kills % 20 == 0 {
+            eprintln!("killed {} times, the last at {call} {n}", self.kills);
+        }
         match settled(self.policy) {
             Some(entry) => {
                 let place = format!("{call} {n}: {entry}");

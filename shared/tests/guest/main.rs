@@ -12,6 +12,7 @@ mod file_rules;
 mod folders;
 mod foreground;
 mod foreign;
+mod inspect;
 mod killed;
 mod load;
 mod polity;
@@ -56,6 +57,7 @@ fn all() -> Vec<Trial> {
     let mut trials = Vec::new();
     // First, for the loads of other tests leave listeners behind, which would be moved too.
     trials.extend(swap::trials());
+    trials.extend(inspect::trials());
     trials.extend(catalog::trials());
     trials.extend(set::trials());
     trials.extend(folders::trials());

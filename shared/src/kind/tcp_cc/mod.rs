@@ -21,6 +21,7 @@ use crate::swap::{Journal, Report, Swap};
 pub mod algorithm;
 pub mod default;
 pub mod netns;
+pub mod socket;
 pub mod sockets;
 pub mod swap;
 pub mod upgrade;
@@ -110,6 +111,12 @@ impl Kind for TcpCc {
         }
         let sockets = sockets::count(&name).ok();
         json!({"algorithm": name, "default": own, "default_in": namespaces, "sockets": sockets})
+    }
+
+    fn sockets(&self, live: &Live) -> Result<Vec<Value>> {
+        let state = live.shape().socket_state;
+        let all = Iterators::load()?.list(&algorithm(&live.meta.policy))?;
+        Ok(all.iter().map(|socket| socket.json(state.as_ref())).collect())
     }
 
     fn differs(&self, live: &Live, _policy: &Policy, options: &Options) -> Result<Option<String>> {

@@ -140,7 +140,7 @@ fn make_ready(object: &mut libbpf_rs::Object, map: &str) -> Result<()> {
     match ops.attach_struct_ops() {
         Err(e) if e.kind() == libbpf_rs::ErrorKind::AlreadyExists => Ok(()),
         Err(e) => {
-            Err(Error::failed(format!("the kernel does not take `{map}`: {e}{}", said.tail()))
+            Err(Error::failed(format!("the kernel does not take `{map}`: {e:#}{}", said.tail()))
                 .into())
         }
         // The name was free: its old link must be dead. This one goes with the value.
