@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use toml::de::{DeTable, DeValue, Deserializer};
@@ -165,66 +166,115 @@ fn tables(doc: &mut DeTable<'_>, file: &Path, text: &str) -> Result<BTreeMap<Str
     Ok(tables)
 }
 
+/// What the schema says of a policy's own tables.
+fn rows() -> serde_json::Value {
+    serde_json::json!({"type": "array", "items": {"type": "object"},
+        "description": "Rows of a table of the policy: `polity show` lists its fields."})
+}
+
 type Params = Named<Value>;
 type Named<T> = BTreeMap<Spanned<String>, T>;
 
-#[derive(Deserialize)]
+/// What a system is to be: every table is a policy that is to be attached.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
+    /// CPU schedulers: one at most.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Scheduler>")]
     schedulers: Named<Scheduler>,
+    /// TCP congestion control: any number, of which one can be the default.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, TcpCc>")]
     tcp_cc: Named<TcpCc>,
+    /// File rules.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Lsm>")]
     lsm: Named<Lsm>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("additionalProperties" = rows()))]
 struct Scheduler {
+    /// Parameters, where they differ from the manifest: `polity show` lists them.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     params: Params,
+    /// What takes over, in this order, when the kernel ejects it (`polity serve` sees to that).
     #[serde(default)]
+    #[schemars(with = "Vec<String>")]
     fallback: Vec<Spanned<String>>,
+    /// When it is tried again after an ejection.
     retry: Option<RawRetry>,
+    /// When it is rolled back (`polity serve` sees to that).
+    #[schemars(with = "Option<guard::OneOrMany>")]
     guard: Option<Spanned<Value>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct RawRetry {
+    /// After the first ejection, and twice as long after each further one; 10s unless given.
+    #[schemars(with = "Option<String>")]
     after: Option<Spanned<String>>,
+    /// How often it may be ejected within the time of `within`; 3 unless given.
+    #[schemars(with = "Option<usize>")]
     times: Option<Spanned<usize>>,
+    /// Beyond `times` ejections it waits until the oldest is so long ago; 1h unless given.
+    #[schemars(with = "Option<String>")]
     within: Option<Spanned<String>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("additionalProperties" = rows()))]
 struct TcpCc {
+    /// Parameters, where they differ from the manifest: `polity show` lists them.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     params: Params,
+    /// Whether it is the default of every network namespace that follows the default.
     #[serde(default)]
     default: bool,
+    /// Whether established sockets move to it too.
     #[serde(default)]
     migrate: bool,
+    /// When it is rolled back (`polity serve` sees to that).
+    #[schemars(with = "Option<guard::OneOrMany>")]
     guard: Option<Spanned<Value>>,
+    /// Only connections of this network namespace; `all`: of every one.
     netns: Option<String>,
+    /// Only connections of this control group (version 2) and those below it.
     cgroup: Option<PathBuf>,
+    /// Only connections with this port at either end.
     port: Option<NonZeroU16>,
+    /// Only connections to peers in this prefix, as in `10.0.0.0/8`.
+    #[schemars(with = "Option<String>")]
     prefix: Option<IpNet>,
+    /// Only so many of a hundred connections.
     percent: Option<u8>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("additionalProperties" = rows()))]
 struct Lsm {
+    /// Parameters, where they differ from the manifest: `polity show` lists them.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     params: Params,
+    /// When it is rolled back (`polity serve` sees to that).
+    #[schemars(with = "Option<guard::OneOrMany>")]
     guard: Option<Spanned<Value>>,
     // `kind::lsm::rules` reads these.
+    /// `enforce` or `audit`: log, deny nothing.
     #[serde(rename = "mode")]
+    #[schemars(with = "Option<String>")]
     _mode: Option<IgnoredAny>,
+    /// What is denied: see the policy's README.
     #[serde(rename = "rules")]
+    #[schemars(with = "Option<Vec<serde_json::Map<String, serde_json::Value>>>")]
     _rules: Option<IgnoredAny>,
 }
 
@@ -245,6 +295,11 @@ fn params(table: Params, policy: &Policy, file: &Path, text: &str) -> Result<Vec
         all.push(Assignment { key, value });
     }
     Ok(all)
+}
+
+/// The JSON Schema of the file, for editors.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(File).to_value()
 }
 
 /// The guards of one table.

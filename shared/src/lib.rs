@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod cmd;
 pub mod compile;
+pub mod dashboard;
 pub mod desired;
 pub mod error;
 pub mod events;

@@ -17,6 +17,7 @@ pub mod check;
 pub mod detach;
 pub mod doctor;
 pub mod events;
+pub mod generate;
 pub mod guardian;
 pub mod history;
 pub mod inspect;

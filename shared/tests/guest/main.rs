@@ -31,6 +31,7 @@ mod supervised;
 mod swap;
 mod swap_killed;
 mod tables;
+mod top;
 mod trace;
 mod trial;
 mod watching;
@@ -73,6 +74,7 @@ fn all() -> Vec<Trial> {
     trials.extend(apply::trials());
     trials.extend(watching::trials());
     trials.extend(supervised::trials());
+    trials.extend(top::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
     trials.extend(swap_killed::trials());
