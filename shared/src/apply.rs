@@ -10,12 +10,12 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use crate::attach::{self, Attached, Loaded, load};
-use crate::catalog;
 use crate::desired::Wanted;
 use crate::error::{Error, Result};
 use crate::kind::{Condition, Kind, Options, Update};
 use crate::live::{self, Live};
 use crate::params::{self, Assignment};
+use crate::recipe::Recipe;
 use crate::tree::Tree;
 use crate::{object, sys};
 
@@ -219,20 +219,10 @@ impl Attach {
 
     /// The same as is attached now, to bring it back.
     fn again(live: &Live) -> Result<Self> {
-        let name = match live.meta.origin.as_str() {
-            origin if origin.starts_with('/') => origin,
-            _ => &live.meta.policy,
-        };
-        let shape = live.shape();
-        let json = live.params(&shape);
-        let value = |v: &Value| toml::Value::try_from(v).ok();
-        let params: Vec<_> = json
-            .iter()
-            .filter_map(|(key, v)| Some(Assignment { key: key.clone(), value: value(v)? }))
-            .collect();
         let default = live.meta.default;
         let options = Options { default, migrate: default, ..Options::default() };
-        Self::new(catalog::find(name)?, &params, options)
+        let loaded = Some(Recipe::of(live).load(&options)?);
+        Ok(Self { id: live.meta.policy.clone(), loaded, options, attached: None })
     }
 }
 

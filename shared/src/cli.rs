@@ -167,7 +167,8 @@ pub struct Detach {
 /// `swap`.
 #[derive(Debug, Args)]
 pub struct Swap {
-    /// What gives way: KIND/NAME, or kernel/NAME for one of the kernel's own algorithms
+    /// What gives way: KIND/NAME, or kernel/NAME for one of the kernel's own (kernel/cubic,
+    /// kernel/eevdf)
     pub old: String,
     /// What takes its place; the same name once more upgrades a policy's code
     pub new: String,
@@ -183,6 +184,9 @@ pub struct Swap {
     /// tcp-cc: where sockets without ECN go when NEW needs it; else they are left
     #[arg(long, value_name = "NAME")]
     pub no_ecn_to: Option<String>,
+    /// schedulers: put OLD back when the kernel ejects NEW within this time; 10 unless given
+    #[arg(long, value_name = "SECONDS")]
+    pub probation: Option<u64>,
     /// Revert a swap that was interrupted
     #[arg(long)]
     pub abort: bool,

@@ -10,6 +10,7 @@ use super::load_for;
 use super::stats::line;
 use crate::attach::{self, Attached};
 use crate::cli::Run;
+use crate::crash;
 use crate::error::{Error, Result};
 use crate::events::{Decoder, follow};
 use crate::kind::Condition;
@@ -59,8 +60,10 @@ fn watch(args: &Run, attached: &Attached, stop: &Receiver<()>) -> Result<()> {
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
             },
             recv(look) -> _ => if let Condition::Ejected(why) = kind.condition(live) {
-                crate::history::record(&live.meta.policy, "ejected", &why);
-                return Err(Error::ejected(format!("the kernel ejected {}: {why}", live.meta.policy)).into());
+                let report = crash::keep(live, &why);
+                return Err(Error::ejected(format!("the kernel ejected {}: {why}", live.meta.policy))
+                    .hint(crash::pointer(report))
+                    .into());
             },
             recv(print) -> _ => {
                 let elapsed = last.elapsed().as_secs_f64();

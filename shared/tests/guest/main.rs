@@ -22,6 +22,7 @@ mod qdisc;
 mod refusals;
 mod replace;
 mod run_killed;
+mod sched_swap;
 mod scripts;
 mod set;
 mod shares;
@@ -73,6 +74,7 @@ fn all() -> Vec<Trial> {
     trials.extend(foreign::trials());
     trials.extend(swap_killed::trials());
     trials.extend(trace::trials());
+    trials.extend(sched_swap::trials());
     trials.extend(shares::trials());
     trials.extend(abuse::trials());
     trials.extend(scripts::trials());
