@@ -88,11 +88,20 @@ fn already(there: &Live) -> Error {
 /// The same.
 pub fn vacant(id: &str) -> Result<()> {
     // Not root: there is a better word for that later.
-    let Ok(all) = live::all() else { return Ok(()) };
-    let Some(there) = all.iter().find(|l| l.meta.policy == id) else { return Ok(()) };
-    match there.kind()?.condition(there) {
-        Condition::Ejected(_) => Ok(()),
-        _ => Err(already(there).into()),
+    if live::need_root("").is_err() {
+        return Ok(());
+    }
+    ejected(id).map(|_| ())
+}
+
+/// The pins of a policy called `id` that the kernel has ejected: they may be replaced.
+fn ejected(id: &str) -> Result<Option<Live>> {
+    let Some(there) = live::all()?.into_iter().find(|l| l.meta.policy == id) else {
+        return Ok(None);
+    };
+    match there.kind()?.condition(&there) {
+        Condition::Ejected(_) if there.folder.is_some() => Ok(Some(there)),
+        _ => Err(already(&there).into()),
     }
 }
 
@@ -130,13 +139,9 @@ pub fn attach_in(
     pin: bool,
 ) -> Result<Attached> {
     let id = loaded.policy.id();
-    if let Some(there) = live::all()?.iter().find(|l| l.meta.policy == id) {
-        if matches!(loaded.kind.condition(there), Condition::Ejected(_)) && there.folder.is_some() {
-            tracing::warn!("{id} had been ejected by the kernel; its pins are replaced");
-            detach(there, tree)?;
-        } else {
-            return Err(already(there).into());
-        }
+    if let Some(there) = ejected(&id)? {
+        tracing::warn!("{id} had been ejected by the kernel; its pins are replaced");
+        detach(&there, tree)?;
     }
     loaded.session.ready()?;
 
@@ -152,7 +157,6 @@ pub fn attach_in(
         maps: Default::default(),
         links: Default::default(),
         programs: Default::default(),
-        extra: loaded.session.record(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     meta.record(&loaded.object);
@@ -235,12 +239,7 @@ pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
 /// # Errors
 /// The same.
 pub fn take_off(live: &Live, tree: &Tree) -> Result<()> {
-    if live.folder.is_none() {
-        let pid = live.meta.pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
-        return Err(Error::failed(format!("{} is held by polity run{pid}", live.meta.policy))
-            .hint("press Ctrl-C there, or send that process SIGTERM")
-            .into());
-    }
+    live.pins()?;
     let kind = live.kind()?;
     if let Condition::Ejected(why) = kind.condition(live) {
         // Its record goes with it.

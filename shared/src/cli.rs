@@ -25,6 +25,9 @@ pub struct Cli {
     pub verbose: u8,
 }
 
+/// Where the metrics are unless told otherwise.
+const METRICS: &str = "127.0.0.1:9843";
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -46,12 +49,14 @@ pub enum Command {
     Swap(Swap),
     /// Make the system what a file says, all or nothing
     Apply(Apply),
+    /// Make the system what a file says and keep it so: fallbacks, guards, metrics
+    Serve(Serve),
     /// What is attached, and whether it is as it should be
     Status(Json),
     /// The numbers of one or all attached policies
     Stats(Stats),
     /// Programs, maps, links and reference counts of an attached policy
-    Inspect(One),
+    Inspect(Inspect),
     /// Change a live parameter of an attached policy
     Set(Set),
     /// Events of attached policies, one JSON object a line
@@ -59,6 +64,8 @@ pub enum Command {
     /// Watch the kernel itself, whatever policy runs
     #[command(subcommand)]
     Trace(Trace),
+    /// Policies, rates, CPUs and events in the terminal
+    Top,
     /// What happened to policies, when, why and by whom
     History(Json),
     /// The numbers of all attached policies as OpenMetrics text
@@ -85,6 +92,19 @@ pub struct Json {
 pub struct One {
     /// KIND/NAME or a folder
     pub policy: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// KIND/NAME or a folder
+    pub policy: String,
+    /// tcp-cc: each socket that runs it, with the algorithm's private state
+    #[arg(long)]
+    pub sockets: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -137,6 +157,12 @@ pub struct Run {
     /// What to load.
     #[command(flatten)]
     pub load: Load,
+    /// schedulers: what takes over when the kernel ejects it (repeatable, in this order)
+    #[arg(long = "fallback", value_name = "POLICY")]
+    pub fallback: Vec<String>,
+    /// Take it off when a number stays beyond a limit: "retransmit_ratio above 0.02 for 30s"
+    #[arg(long = "guard", value_name = "GUARD")]
+    pub guards: Vec<String>,
     /// Seconds between two lines of statistics
     #[arg(long, value_name = "S", default_value_t = 1)]
     pub interval: u64,
@@ -208,6 +234,16 @@ pub struct Apply {
     pub json: bool,
 }
 
+/// `serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// The desired state; /etc/polity.toml unless given
+    pub file: Option<PathBuf>,
+    /// Answer HTTP requests for /metrics too
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = METRICS)]
+    pub listen: Option<std::net::SocketAddr>,
+}
+
 /// `stats`.
 #[derive(Debug, Args)]
 pub struct Stats {
@@ -266,7 +302,7 @@ pub struct Runq {
 #[derive(Debug, Args)]
 pub struct Metrics {
     /// Answer HTTP requests for /metrics instead of printing them once
-    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:9843")]
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = METRICS)]
     pub listen: Option<std::net::SocketAddr>,
 }
 
@@ -310,12 +346,14 @@ impl Cli {
             Command::Detach(args) => cmd::detach::run(&args),
             Command::Swap(args) => cmd::swap::run(&args),
             Command::Apply(args) => cmd::apply::run(&args),
+            Command::Serve(args) => cmd::serve::run(&args),
             Command::Status(args) => cmd::status::run(&args),
             Command::Stats(args) => cmd::stats::run(&args),
             Command::Inspect(args) => cmd::inspect::run(&args),
             Command::Set(args) => cmd::set::run(&args),
             Command::Events(args) => cmd::events::run(&args),
             Command::Trace(Trace::Runq(args)) => cmd::trace::runq(&args),
+            Command::Top => cmd::top::run(),
             Command::History(args) => cmd::history::run(&args),
             Command::Metrics(args) => cmd::metrics::run(&args),
             Command::New(args) => cmd::new::run(&args),

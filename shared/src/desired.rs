@@ -12,12 +12,15 @@ use crate::catalog::{self, Policy};
 use crate::error::{Error, Result, from_toml};
 use crate::kind::Options;
 use crate::params::Assignment;
+use crate::supervise::Care;
+use crate::supervise::chain::Retry;
+use crate::supervise::guard;
 
 /// Where it is unless another file is given.
 pub const FILE: &str = "/etc/polity.toml";
 
 /// A policy that is to be attached.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Wanted {
     /// The policy.
     pub policy: Policy,
@@ -25,6 +28,18 @@ pub struct Wanted {
     pub params: Vec<Assignment>,
     /// Default, sockets, rules.
     pub options: Options,
+    /// What a supervisor does about it.
+    pub care: Care,
+}
+
+impl Wanted {
+    /// What takes its place when it can't stay.
+    pub fn stand_in(&self) -> Option<Self> {
+        let (policy, rest) = self.care.fallback.split_first()?;
+        let care = Care { fallback: rest.to_vec(), retry: self.care.retry, guards: Vec::new() };
+        let (params, options) = (Vec::new(), Options::default());
+        Some(Self { policy: policy.clone(), params, options, care })
+    }
 }
 
 /// All policies that are to be attached, and no others.
@@ -76,7 +91,8 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
         // Whatever is wrong with the rules is said now.
         crate::kind::lsm::rules::parse(file, text, name.get_ref())?;
         let params = params(lsm.params, &policy, file, text)?;
-        all.push(Wanted { policy, params, options });
+        let care = Care { guards: guards(lsm.guard, file, text)?, ..Care::default() };
+        all.push(Wanted { policy, params, options, care });
     }
     for (name, tcp) in raw.tcp_cc {
         if tcp.migrate && !tcp.default {
@@ -87,24 +103,21 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
         let options = Options { default: tcp.default, migrate: tcp.migrate, ..Options::default() };
         let policy = find("tcp-cc", &name)?;
         let params = params(tcp.params, &policy, file, text)?;
-        all.push(Wanted { policy, params, options });
+        let care = Care { guards: guards(tcp.guard, file, text)?, ..Care::default() };
+        all.push(Wanted { policy, params, options, care });
     }
     for (name, scheduler) in raw.schedulers {
-        for fallback in &scheduler.fallback {
-            if let Err(e) = catalog::find(fallback.get_ref()) {
-                return Err(at(fallback.span(), format!("{e:#}")).into());
-            }
-        }
-        if !scheduler.fallback.is_empty() {
-            tracing::warn!(
-                "schedulers.{}: `fallback` needs a supervisor, which there is not yet; \
-                 the kernel's own scheduler takes over",
-                name.get_ref()
-            );
-        }
         let policy = find("schedulers", &name)?;
+        let care = Care {
+            fallback: fallback(&scheduler.fallback, &policy, file, text)?,
+            retry: match scheduler.retry {
+                Some(raw) => retry(raw, file, text)?,
+                None => Retry::default(),
+            },
+            guards: guards(scheduler.guard, file, text)?,
+        };
         let params = params(scheduler.params, &policy, file, text)?;
-        all.push(Wanted { policy, params, options: Options::default() });
+        all.push(Wanted { policy, params, options: Options::default(), care });
     }
     Ok(all)
 }
@@ -130,6 +143,16 @@ struct Scheduler {
     params: Params,
     #[serde(default)]
     fallback: Vec<Spanned<String>>,
+    retry: Option<RawRetry>,
+    guard: Option<Spanned<Value>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRetry {
+    after: Option<Spanned<String>>,
+    times: Option<Spanned<usize>>,
+    within: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -141,6 +164,7 @@ struct TcpCc {
     default: bool,
     #[serde(default)]
     migrate: bool,
+    guard: Option<Spanned<Value>>,
 }
 
 #[derive(Deserialize)]
@@ -148,6 +172,7 @@ struct TcpCc {
 struct Lsm {
     #[serde(default)]
     params: Params,
+    guard: Option<Spanned<Value>>,
     // `kind::lsm::rules` reads these.
     #[serde(rename = "mode")]
     _mode: Option<IgnoredAny>,
@@ -172,4 +197,55 @@ fn params(table: Params, policy: &Policy, file: &Path, text: &str) -> Result<Vec
         all.push(Assignment { key, value });
     }
     Ok(all)
+}
+
+/// The guards of one table.
+fn guards(raw: Option<Spanned<Value>>, file: &Path, text: &str) -> Result<Vec<guard::Spec>> {
+    let Some(raw) = raw else { return Ok(Vec::new()) };
+    let span = raw.span();
+    let checked = guard::read(raw.into_inner()).and_then(|guards| {
+        guards.iter().try_for_each(|g| g.metric.check())?;
+        Ok(guards)
+    });
+    checked.map_err(|what| Error::at(file, text, span, what).into())
+}
+
+/// The policies that stand in for a scheduler.
+fn fallback(
+    names: &[Spanned<String>],
+    first: &Policy,
+    file: &Path,
+    text: &str,
+) -> Result<Vec<Policy>> {
+    let mut all: Vec<Policy> = Vec::new();
+    for name in names {
+        let at = |what: String| Error::at(file, text, name.span(), what);
+        let policy = catalog::find(name.get_ref()).map_err(|e| at(format!("{e:#}")))?;
+        let kind = &first.manifest.policy.kind;
+        if policy.manifest.policy.kind != *kind {
+            return Err(at(format!("{} does not stand in for {kind}", policy.id())).into());
+        }
+        if all.iter().chain([first]).any(|p| p.id() == policy.id()) {
+            return Err(at(format!("{} is in this chain already", policy.id())).into());
+        }
+        all.push(policy);
+    }
+    Ok(all)
+}
+
+fn retry(raw: RawRetry, file: &Path, text: &str) -> Result<Retry> {
+    let time = |given: Option<Spanned<String>>, default| match given {
+        Some(given) => guard::duration(given.get_ref())
+            .map_err(|what| Error::at(file, text, given.span(), what)),
+        None => Ok(default),
+    };
+    let Retry { after, times, within } = Retry::default();
+    let times = match raw.times {
+        Some(given) if *given.get_ref() == 0 => {
+            return Err(Error::at(file, text, given.span(), "`times` is at least 1").into());
+        }
+        Some(given) => given.into_inner(),
+        None => times,
+    };
+    Ok(Retry { after: time(raw.after, after)?, times, within: time(raw.within, within)? })
 }

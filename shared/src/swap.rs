@@ -5,9 +5,9 @@
 //! way. It is written before anything is changed, so that whatever kills the command, `status`
 //! says so, the same command finishes it and `--abort` reverts it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -66,11 +66,11 @@ pub struct Journal {
 }
 
 /// Bytes of a record: room for the defaults of some thousand network namespaces.
-const ROOM: u32 = 1 << 18;
+const ROOM: usize = 1 << 18;
 
 impl Journal {
     fn path() -> PathBuf {
-        Path::new(tree::ROOT).join(tree::UNDO).join("swap")
+        tree::undo("swap")
     }
 
     /// The swap that is under way.
@@ -83,19 +83,10 @@ impl Journal {
     }
 
     fn create(record: Record) -> Result<Self> {
-        let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
-            sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
-            ..Default::default()
-        };
-        let map = MapHandle::create(MapType::Array, Some("polity_swap"), 4, ROOM, 1, &options)?;
-        let mut journal = Self { record, map };
+        let mut journal = Self { record, map: tree::record("polity_swap", ROOM)? };
         // Written before it is pinned: what is found has always something to say.
         journal.save()?;
-        let path = Self::path();
-        tree::make(path.parent().unwrap_or(&path))?;
-        // One that nobody can read is in the way.
-        let _ = std::fs::remove_file(&path);
-        journal.map.pin(&path)?;
+        tree::keep(&Self::path(), &mut journal.map)?;
         Ok(journal)
     }
 
@@ -105,22 +96,15 @@ impl Journal {
     /// More namespaces than it has room for.
     pub fn save(&self) -> Result<()> {
         let mut bytes = serde_json::to_vec(&self.record)?;
-        if bytes.len() >= ROOM as usize {
+        if bytes.len() >= ROOM {
             return Err(Error::failed("the record of the swap has no room left").into());
         }
-        bytes.resize(ROOM as usize, 0);
+        bytes.resize(ROOM, 0);
         Ok(self.map.update(&0u32.to_ne_bytes(), &bytes, MapFlags::ANY)?)
     }
 
     fn remove(&self) {
-        let path = Self::path();
-        if path.exists()
-            && let Err(e) = std::fs::remove_file(&path)
-        {
-            tracing::warn!("can't remove {}: {e}", path.display());
-        }
-        // Fails, as it should, while something else is recorded there.
-        let _ = path.parent().map(std::fs::remove_dir);
+        tree::forget(&Self::path());
     }
 }
 
@@ -337,13 +321,7 @@ fn begin(from: &str, to: &str, options: &Options) -> Result<Record> {
         }
     }
     if !is_kernel(from) {
-        let live = live::find(from)?;
-        if live.folder.is_none() {
-            let pid = live.meta.pid.map_or_else(String::new, |p| format!(" (process {p})"));
-            return Err(Error::failed(format!("{from} is held by polity run{pid}"))
-                .hint("end that, and attach the policy: `polity attach`")
-                .into());
-        }
+        live::find(from)?.pins()?;
     } else if from == to {
         return Err(Error::config(format!("{from} for {to} is no swap")).into());
     }

@@ -16,13 +16,20 @@ use crate::{metrics, out};
 pub fn run(args: &Metrics) -> Result<()> {
     match args.listen {
         None => out::println(metrics::text()?.trim_end()),
-        Some(address) => listen(address)?,
+        Some(address) => {
+            let server = bind(address)?;
+            out::eprintln(&format!("http://{}/metrics", server.server_addr()));
+            answer(&server);
+        }
     }
     Ok(())
 }
 
-/// Answers `GET /metrics`, one request at a time: a scrape is a few map look-ups.
-fn listen(address: SocketAddr) -> Result<()> {
+/// Listens for those who ask for the metrics.
+///
+/// # Errors
+/// Not root, or an address that can't be listened on.
+pub fn bind(address: SocketAddr) -> Result<Server> {
     need_root("read the metrics of all policies")?;
     let server = Server::http(address).map_err(|e| {
         Error::failed(format!("can't listen on {address}: {e}"))
@@ -31,7 +38,11 @@ fn listen(address: SocketAddr) -> Result<()> {
     if !address.ip().is_loopback() {
         tracing::warn!("{address} can be reached from other machines, and there is no password");
     }
-    out::eprintln(&format!("http://{}/metrics", server.server_addr()));
+    Ok(server)
+}
+
+/// Answers `GET /metrics`, one request at a time: a scrape is a few map look-ups.
+pub fn answer(server: &Server) {
     for request in server.incoming_requests() {
         let path = request.url().split('?').next().unwrap_or_default();
         let answer = match (request.method(), path) {
@@ -50,5 +61,4 @@ fn listen(address: SocketAddr) -> Result<()> {
             tracing::debug!("the one who asked went away: {e}");
         }
     }
-    Ok(())
 }

@@ -23,11 +23,13 @@ pub mod list;
 pub mod metrics;
 pub mod new;
 pub mod run;
+pub mod serve;
 pub mod set;
 pub mod show;
 pub mod stats;
 pub mod status;
 pub mod swap;
+pub mod top;
 pub mod trace;
 
 /// Prints a value as one document of JSON.

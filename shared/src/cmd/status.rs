@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::kernel::Kernel;
 use crate::kind::Condition;
 use crate::live::{self, Live};
+use crate::supervise::control;
 use crate::swap::{Journal, Record};
 use crate::{crash, mend, out, render};
 
@@ -17,13 +18,20 @@ use crate::{crash, mend, out, render};
 /// Not root.
 pub fn run(args: &Json) -> Result<()> {
     live::need_root("see what is attached")?;
+    let served = control::ask().unwrap_or_default();
     let drift: Vec<Value> = mend::drift()?
         .into_iter()
+        .chain(served.notes)
         .map(|(policy, what)| json!({"policy": policy, "what": what}))
         .collect();
     // After mending, which may have taken something off.
     let live = live::all()?;
     let mut attached: Vec<Value> = live.iter().map(describe).collect();
+    for entry in &mut attached {
+        if served.policies.iter().any(|p| entry["policy"] == **p) {
+            entry["supervised"] = true.into();
+        }
+    }
     if let Some(journal) = Journal::open() {
         swapping(&journal.record, &mut attached);
     }

@@ -113,8 +113,23 @@ pub trait Kind: Sync {
         None
     }
 
+    /// Whether the kernel may eject policies of the kind.
+    fn ejects(&self) -> bool {
+        false
+    }
+
     /// The kind's part of `status`.
     fn detail(&self, live: &Live) -> Value;
+
+    /// The sockets that run an attached policy (tcp-cc).
+    ///
+    /// # Errors
+    /// Exit status 2 where the kind has nothing to do with sockets.
+    fn sockets(&self, live: &Live) -> Result<Vec<Value>> {
+        Err(Error::config(format!("{} runs on no sockets", live.meta.policy))
+            .hint("--sockets is for tcp-cc policies")
+            .into())
+    }
 
     /// Puts back what attaching `policy` changed beyond its links (defaults, sockets), where that
     /// is not done yet: it may be attached still, or its host was killed.
@@ -181,6 +196,12 @@ pub trait Kind: Sync {
 
     /// Whether a swap has replaced the policy and nothing runs it any more.
     fn is_spent(&self, _live: &Live) -> bool {
+        false
+    }
+
+    /// Whether there must be no moment without a policy of the kind: it is attached before all
+    /// others, changed in place, and taken off after all others.
+    fn unbroken(&self) -> bool {
         false
     }
 
@@ -253,11 +274,6 @@ pub trait Session {
         Ok(())
     }
 
-    /// What the kind wants to find again in the record of the attached policy.
-    fn record(&self) -> serde_json::Value {
-        serde_json::Value::Null
-    }
-
     /// The policy is on: do what was asked beyond that (defaults, sockets).
     ///
     /// # Errors
@@ -299,7 +315,7 @@ pub fn attach_struct_ops(object: &mut Object, map: &str, taken: &str) -> Result<
     };
     let link = ops.attach_struct_ops().map_err(|e| {
         let error =
-            Error::failed(format!("the kernel does not attach `{map}`: {e}{}", said.tail()));
+            Error::failed(format!("the kernel does not attach `{map}`: {e:#}{}", said.tail()));
         match e.kind() {
             libbpf_rs::ErrorKind::AlreadyExists => error.hint(taken),
             libbpf_rs::ErrorKind::PermissionDenied => error.hint("run it as root"),
@@ -324,7 +340,7 @@ pub fn attach_programs(object: &mut Object) -> Result<Vec<(String, Link)>> {
         let name = program.name().to_string_lossy().into_owned();
         let link = program
             .attach()
-            .map_err(|e| Error::failed(format!("can't attach the program `{name}`: {e}")))?;
+            .map_err(|e| Error::failed(format!("can't attach the program `{name}`: {e:#}")))?;
         links.push((name, link));
     }
     Ok(links)

@@ -50,7 +50,7 @@ fn times(sample: usize, whole: usize) -> usize {
     match (std::env::var_os("POLITY_FULL"), campaigns()) {
         (Some(_), _) => whole,
         (_, true) => sample,
-        _ => sample.div_ceil(4),
+        _ => sample.div_ceil(2),
     }
 }
 

@@ -24,7 +24,8 @@ fn run_exits_4() {
     drop(load);
     let said = run.said();
     assert_eq!(status, 4, "{said}");
-    assert!(said.contains("the kernel ejected schedulers/stall: "), "{said}");
+    // On a slow guest it is out before `run` is through attaching it: "at once".
+    assert!(said.contains("the kernel ejected schedulers/stall"), "{said}");
     assert!(said.contains("runnable task stall"), "{said}");
     assert!(said.contains("-stall.txt"), "where the kernel's dump is kept: {said}");
     assert_eq!(sched_ext().as_deref(), Some("disabled"));

@@ -14,11 +14,11 @@ use serde_json::Value;
 
 use crate::polity::{polity, run, sh, status};
 use crate::snapshot::Snapshot;
-use crate::trial::trial;
+use crate::trial::{has_lsm, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
-    if !fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|l| l.contains("bpf")) {
+    if !has_lsm() {
         return Vec::new();
     }
     let tests: [(&str, fn()); 4] = [

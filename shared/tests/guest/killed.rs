@@ -15,7 +15,7 @@ use crate::catalog::effective;
 use crate::load::extra;
 use crate::polity::{Output, binary, builtin, polity, run, sh, status};
 use crate::snapshot::{Namespaces, Snapshot, default, default_in, sched_ext};
-use crate::trial::trial;
+use crate::trial::{full, trial};
 
 /// One campaign for each kind, with what it changes beyond the policy itself.
 pub fn trials() -> Vec<Trial> {
@@ -72,6 +72,7 @@ impl Campaign {
             let of_name: Vec<usize> =
                 (0..calls.len()).filter(|i| calls[*i].starts_with(&format!("{name}("))).collect();
             let first = of_name.iter().position(|i| calls[*i].starts_with(LINK_CREATE));
+            eprintln!("{}: {} calls of {name}", self.args.join(" "), of_name.len());
             for n in points(of_name.len(), first.unwrap_or(0), sample) {
                 assert!(self.kill(name, n, &[]), "{name} {n} was not reached");
             }
@@ -122,6 +123,9 @@ impl Campaign {
         assert!([0, 137].contains(&output.status), "{call} {n}: {output:#?}");
         let killed = output.status == 137;
         self.kills += usize::from(killed);
+        if self.kills % 20 == 0 {
+            eprintln!("killed {} times, the last at {call} {n}", self.kills);
+        }
         match settled(self.policy) {
             Some(entry) => {
                 let place = format!("{call} {n}: {entry}");
@@ -156,10 +160,6 @@ fn settled(policy: &str) -> Option<serde_json::Value> {
 
 fn algorithm() -> String {
     "bpf_dctcp".to_owned()
-}
-
-fn full() -> bool {
-    env::var_os("POLITY_FULL").is_some()
 }
 
 /// The Ns to try, of `total`, when call `first` is the first with an effect.

@@ -15,6 +15,7 @@ mod folders;
 mod foreground;
 mod foreign;
 mod hogs;
+mod inspect;
 mod killed;
 mod load;
 mod polity;
@@ -30,6 +31,7 @@ mod snapshot;
 mod sockets;
 mod stats;
 mod stranger;
+mod supervised;
 mod swap;
 mod swap_killed;
 mod trace;
@@ -59,6 +61,7 @@ fn all() -> Vec<Trial> {
     let mut trials = Vec::new();
     // First, for the loads of other tests leave listeners behind, which would be moved too.
     trials.extend(swap::trials());
+    trials.extend(inspect::trials());
     trials.extend(catalog::trials());
     trials.extend(set::trials());
     trials.extend(folders::trials());
@@ -70,6 +73,7 @@ fn all() -> Vec<Trial> {
     trials.extend(file_rules::trials());
     trials.extend(apply::trials());
     trials.extend(watching::trials());
+    trials.extend(supervised::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
     trials.extend(swap_killed::trials());

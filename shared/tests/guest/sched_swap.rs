@@ -12,18 +12,24 @@ use serde_json::Value;
 use crate::load::Load;
 use crate::polity::{Output, binary, kill, polity, run, status};
 use crate::snapshot::{Snapshot, sched_ext, scheduler};
-use crate::trial::{campaigns, eventually, sched_ext_trial};
+use crate::trial::{campaigns, eventually, sched_ext_trial, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
-    vec![
-        sched_ext_trial("sched_swap::there_and_back", there_and_back),
+    let long: [(&str, fn()); 3] = [
+        ("there_and_back", there_and_back),
+        ("killed_on_probation", killed_on_probation),
+        ("killed_then_finished_or_reverted", killed),
+    ];
+    let left_out = sched_ext().is_none() || !campaigns();
+    let mut trials = vec![
         sched_ext_trial("sched_swap::one_that_stalls_goes_again", one_that_stalls_goes_again),
         sched_ext_trial("sched_swap::what_makes_no_sense", what_makes_no_sense),
-        sched_ext_trial("sched_swap::killed_on_probation", killed_on_probation),
-        sched_ext_trial("sched_swap::killed_then_finished_or_reverted", killed)
-            .with_ignored_flag(sched_ext().is_none() || !campaigns()),
-    ]
+    ];
+    trials.extend(long.map(|(name, test)| {
+        trial(format!("sched_swap::{name}"), test).with_ignored_flag(left_out)
+    }));
+    trials
 }
 
 const FIFO: &str = "schedulers/fifo";
@@ -46,6 +52,7 @@ fn there_and_back() {
     let load = Load::cpu();
     let options = [&CALM[..], &["--probation", "1", "--json"]].concat();
     let report = swap(FIFO, STALL, &options).json();
+    drop(load);
     let sides = (&report["from"], &report["to"]);
     assert_eq!(sides, (&FIFO.into(), &"schedulers/stall".into()), "{report}");
     // Some task waits a little while the kernel moves all of them, twice.
@@ -61,7 +68,6 @@ fn there_and_back() {
     assert_eq!((sched_ext().as_deref(), status(FIFO)), (Some("disabled"), None));
     swap(EEVDF, FIFO, &["--probation", "0"]).ok();
     assert_eq!(scheduler(), "fifo");
-    drop(load);
     polity(&["detach", FIFO]).ok();
 }
 
@@ -84,8 +90,8 @@ fn one_that_stalls_goes_again() {
     }
     assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
     let history = polity(&["history", "--json"]).ok().stdout;
-    let ejected = history.lines().filter(|l| l.contains("\"ejected\"") && l.contains("stall"));
-    assert!(ejected.last().is_some_and(|l| l.contains("runnable task stall")), "{history}");
+    let mut ejected = history.lines().filter(|l| l.contains("\"ejected\"") && l.contains("stall"));
+    assert!(ejected.next_back().is_some_and(|l| l.contains("runnable task stall")), "{history}");
     polity(&["detach", FIFO]).ok();
 }
 

@@ -49,19 +49,20 @@ fn by_cgroup() {
     assert_shares(&all, &[100.0, 200.0, c, 2.0 * c, 4.0 * c]);
 }
 
-/// Lets these run together. The guest's clock goes on while the machine does something else, so
-/// it is looked at less closely than `ci/bench sched` does.
+/// Lets these run together. The guest's clock goes on while the machine does something else, which
+/// whoever runs just then is charged for. So only equal shares are told from weighted ones;
+/// `ci/bench sched`, where the clock counts instructions, looks closely.
 #[track_caller]
 fn assert_shares(all: &[Hogs], weights: &[f64]) {
     let ran = || all.iter().map(|h| h.ran().iter().sum::<u64>());
     // What they got while they were started doesn't count.
     std::thread::sleep(Duration::from_secs(1));
     let before: Vec<u64> = ran().collect();
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(4));
     let ran: Vec<f64> = ran().zip(before).map(|(now, before)| (now - before) as f64).collect();
     let (sum, weight): (f64, f64) = (ran.iter().sum(), weights.iter().sum());
     for (ran, of) in ran.iter().zip(weights) {
         let (got, want) = (ran / sum, of / weight);
-        assert!((got / want - 1.0).abs() < 0.15, "{got:.3} is not {want:.3}: weights {weights:?}");
+        assert!((got / want - 1.0).abs() < 0.35, "{got:.3} is not {want:.3}: weights {weights:?}");
     }
 }

@@ -94,6 +94,10 @@ impl Kind for Lsm {
         }
     }
 
+    fn unbroken(&self) -> bool {
+        true
+    }
+
     fn differs(&self, live: &Live, policy: &Policy, options: &Options) -> Result<Option<String>> {
         let Some((file, text)) = &options.rules else { return Ok(None) };
         let rules = rules::parse(file, text, &policy.manifest.policy.name)?;

@@ -188,6 +188,11 @@ struct RawPolicy {
     mode: Mode,
     #[serde(default)]
     rules: Vec<Spanned<RawRule>>,
+    // `desired` reads these.
+    #[serde(rename = "params")]
+    _params: Option<IgnoredAny>,
+    #[serde(rename = "guard")]
+    _guard: Option<IgnoredAny>,
 }
 
 #[derive(serde::Deserialize)]

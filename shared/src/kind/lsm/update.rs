@@ -16,7 +16,7 @@ use super::plan::{Plan, plan};
 use super::rules::{self, Rules};
 use super::scan;
 use crate::catalog::Policy;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernel::Kernel;
 use crate::kind::{Options, Update, attach_programs};
 use crate::live::{Live, Meta};
@@ -48,9 +48,7 @@ impl Drop for NewRules {
 /// # Errors
 /// Bad rules, or what the kernel says; the rules in force are as they were.
 pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<NewRules> {
-    let Some(folder) = live.folder.clone() else {
-        return Err(Error::failed(format!("{} is held by polity run", policy.id())).into());
-    };
+    let folder = live.pins()?.to_owned();
     let none = (PathBuf::new(), String::new());
     let (file, text) = options.rules.as_ref().unwrap_or(&none);
     let rules = rules::parse(file, text, &policy.manifest.policy.name)?;

@@ -122,6 +122,10 @@ impl Kind for Schedulers {
         exit::dump_of(live)
     }
 
+    fn ejects(&self) -> bool {
+        true
+    }
+
     fn settle(&self, live: &Live) {
         // The kernel frees an unpinned link in its own time, and then moves tasks back.
         let own = ops_name(&live.meta.manifest.policy.name);

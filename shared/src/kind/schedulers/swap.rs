@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::kind::{Condition, Options};
 use crate::live::{self, Live};
 use crate::recipe::Recipe;
-use crate::runq::Runq;
+use crate::runq::Tracer;
 use crate::swap::{Report, Swap, is_kernel};
 
 /// Seconds for which the old scheduler is kept ready.
@@ -148,7 +148,7 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
 /// Takes the old scheduler off and attaches the new one; returns the longest time in microseconds
 /// that any task waited for a CPU meanwhile.
 fn exchange(swap: &mut Swap<'_>, old: Option<Live>) -> Result<u64> {
-    let tracer = Runq::start(u64::MAX)?;
+    let tracer = Tracer::start(u64::MAX)?;
     std::thread::sleep(MARGIN);
     tracer.clear()?;
     if let Some(old) = &old {

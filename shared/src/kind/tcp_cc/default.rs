@@ -1,6 +1,6 @@
 //! The default congestion control of network namespaces, changed and put back.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
@@ -77,7 +77,7 @@ pub struct Undo {
 
 impl Undo {
     fn path(algorithm: &str) -> PathBuf {
-        Path::new(tree::ROOT).join(tree::UNDO).join(algorithm)
+        tree::undo(algorithm)
     }
 
     /// The record for `algorithm`, where there is one.
@@ -96,7 +96,6 @@ impl Undo {
             return Ok(there);
         }
         let path = Self::path(algorithm);
-        tree::make(path.parent().unwrap_or(&path))?;
         let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
             sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
             map_flags: libbpf_rs::libbpf_sys::BPF_F_NO_PREALLOC,
@@ -110,7 +109,7 @@ impl Undo {
             1 << 16,
             &options,
         )?;
-        map.pin(&path)?;
+        tree::keep(&path, &mut map)?;
         Ok(Self { map, path })
     }
 
@@ -162,18 +161,14 @@ impl Undo {
 
     /// The algorithms that have a record.
     pub fn all() -> Vec<String> {
-        let names = tree::children(&Path::new(tree::ROOT).join(tree::UNDO));
+        let names = tree::undos();
         let names = names.iter().filter_map(|p| p.file_name()?.to_str());
         names.filter(|n| n.starts_with("bpf_")).map(str::to_owned).collect()
     }
 
     /// Forgets the record.
     pub fn remove(self) {
-        if let Err(e) = std::fs::remove_file(&self.path) {
-            tracing::warn!("can't remove {}: {e}", self.path.display());
-        }
-        // Fails, as it should, while another algorithm's record is there.
-        let _ = self.path.parent().map(std::fs::remove_dir);
+        tree::forget(&self.path);
     }
 }
 

@@ -7,7 +7,7 @@
 use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
 
-use self::algorithm::Algorithm;
+use self::algorithm::{Algorithm, TCP_CONG_NEEDS_ECN};
 use self::default::{Pending, Undo};
 use self::sockets::{Iterators, Move, NEEDS_ECN};
 use super::{Kind, Options, Session, attach_programs, attach_struct_ops};
@@ -21,14 +21,12 @@ use crate::swap::{Journal, Report, Swap};
 pub mod algorithm;
 pub mod default;
 pub mod netns;
+pub mod socket;
 pub mod sockets;
 pub mod swap;
 pub mod upgrade;
 
 const OPS: &str = "tcp_congestion_ops";
-/// `TCP_CONG_NEEDS_ECN` of net/tcp.h.
-const TCP_CONG_NEEDS_ECN: u8 = 2;
-
 /// The kind.
 pub struct TcpCc;
 
@@ -113,6 +111,12 @@ impl Kind for TcpCc {
         }
         let sockets = sockets::count(&name).ok();
         json!({"algorithm": name, "default": own, "default_in": namespaces, "sockets": sockets})
+    }
+
+    fn sockets(&self, live: &Live) -> Result<Vec<Value>> {
+        let state = live.shape().socket_state;
+        let all = Iterators::load()?.list(&algorithm(&live.meta.policy))?;
+        Ok(all.iter().map(|socket| socket.json(state.as_ref())).collect())
     }
 
     fn differs(&self, live: &Live, _policy: &Policy, options: &Options) -> Result<Option<String>> {

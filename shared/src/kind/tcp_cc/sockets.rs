@@ -3,17 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use libbpf_rs::btf::BtfKind;
 use libbpf_rs::{MapCore, Object, ObjectBuilder};
-use serde_json::Value;
 
 use super::algorithm::Algorithm;
 use super::default;
 use super::netns::{self, Netns};
+use super::socket::{Socket, ends};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::shape::{Global, Shape};
@@ -59,16 +58,6 @@ pub struct Move<'a> {
     pub flags: u32,
 }
 
-/// A socket as the iterator saw it.
-pub struct Socket {
-    /// Its network namespace.
-    pub netns: String,
-    /// `struct polity_tcp_socket`.
-    pub record: Value,
-    /// The algorithm's private state.
-    pub private: Vec<u8>,
-}
-
 /// The iterator programs, loaded.
 pub struct Iterators {
     object: Object,
@@ -79,7 +68,7 @@ pub struct Iterators {
 
 /// Where the marks of the sockets that we moved are pinned, so that they outlive this process.
 fn marks() -> PathBuf {
-    Path::new(tree::ROOT).join(tree::UNDO).join("moved")
+    tree::undo("moved")
 }
 
 /// Forgets which sockets were moved by us, once none of them is open: until then they must not
@@ -89,9 +78,7 @@ pub fn forget_marks() {
     if !path.exists() || Iterators::load().and_then(|i| i.marked()).is_ok_and(|n| n > 0) {
         return;
     }
-    let _ = std::fs::remove_file(&path);
-    // Fails, as it should, while something else is recorded there.
-    let _ = path.parent().map(std::fs::remove_dir);
+    tree::forget(&path);
 }
 
 impl Iterators {
@@ -102,7 +89,7 @@ impl Iterators {
     pub fn load() -> Result<Self> {
         let said = log::capture();
         let fail = |e: libbpf_rs::Error| {
-            Error::failed(format!("can't load the TCP iterator: {e}{}", said.tail()))
+            Error::failed(format!("can't load the TCP iterator: {e:#}{}", said.tail()))
         };
         let mut open = ObjectBuilder::default()
             .name("polity_tcp")
@@ -335,27 +322,6 @@ impl Report {
         let (local, remote) = ends(&record);
         self.left.push(Left { netns: netns.to_owned(), local, remote, why });
     }
-}
-
-/// A record's two ends as `address:port`.
-pub fn ends(record: &Value) -> (String, String) {
-    let end = |address: &str, port: &str| {
-        let bytes: Vec<u8> = record[address]
-            .as_array()
-            .map(|a| a.iter().map(|b| b.as_u64().unwrap_or_default() as u8).collect())
-            .unwrap_or_default();
-        let port = record[port].as_u64().unwrap_or_default() as u16;
-        let ip = match record["family"].as_i64() {
-            Some(10) => <[u8; 16]>::try_from(bytes).map(|b| IpAddr::V6(Ipv6Addr::from(b))).ok(),
-            _ => bytes.first_chunk::<4>().map(|b| IpAddr::V4(Ipv4Addr::from(*b))),
-        };
-        ip.map_or_else(String::new, |ip| std::net::SocketAddr::new(ip, port).to_string())
-    };
-    let id = &record["id"];
-    if id.is_object() {
-        return ends(id);
-    }
-    (end("local", "local_port"), end("remote", "remote_port"))
 }
 
 /// Sockets and listeners that run `algorithm`.

@@ -6,10 +6,10 @@
 //! repeats it under the same number, and sockets that bear that number count as moved by it.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use libbpf_rs::{MapCore, MapHandle, MapType};
+use libbpf_rs::{MapCore, MapType};
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::Algorithm;
@@ -269,7 +269,7 @@ impl Undos {
 }
 
 fn retired(policy: &str) -> PathBuf {
-    Path::new(tree::ROOT).join(tree::UNDO).join(format!("retired-{}", name_of(policy)))
+    tree::undo(&format!("retired-{}", name_of(policy)))
 }
 
 /// Has the policy go when nothing runs it any more.
@@ -278,22 +278,12 @@ fn retire(policy: &str) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
-    tree::make(path.parent().unwrap_or(&path))?;
-    let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
-        sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
-        ..Default::default()
-    };
-    // Nothing else can be pinned than a BPF object.
-    let mut map = MapHandle::create(MapType::Array, Some("polity_retired"), 4, 4, 1, &options)?;
-    Ok(map.pin(&path)?)
+    tree::keep(&path, &mut tree::record("polity_retired", 4)?)
 }
 
 /// Takes that back.
 pub fn unretire(policy: &str) {
-    let path = retired(policy);
-    let _ = std::fs::remove_file(&path);
-    // Fails, as it should, while something else is recorded there.
-    let _ = path.parent().map(std::fs::remove_dir);
+    tree::forget(&retired(policy));
 }
 
 /// Whether a swap has replaced the policy.

@@ -25,7 +25,7 @@ use crate::swap::{Report, Swap};
 use crate::{object, sys, tree};
 
 fn staged() -> PathBuf {
-    Path::new(tree::ROOT).join(tree::UNDO).join("upgrade")
+    tree::undo("upgrade")
 }
 
 /// The id of the record in a policy's folder.
@@ -86,7 +86,7 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
     resolve(&mut work, &policy)?;
     let report = work.report;
     swap.forget();
-    drop_staged();
+    tree::forget(&staged());
     Ok(Report { retired: true, ..report })
 }
 
@@ -112,18 +112,8 @@ pub fn back(swap: &mut Swap<'_>) -> Result<Report> {
         resolve(&mut work, &policy)?;
     }
     let report = work.report;
-    drop_staged();
+    tree::forget(&staged);
     Ok(report)
-}
-
-fn drop_staged() {
-    let staged = staged();
-    if staged.exists()
-        && let Err(e) = fs::remove_dir_all(&staged)
-    {
-        tracing::warn!("can't remove {}: {e}", staged.display());
-    }
-    let _ = staged.parent().map(fs::remove_dir);
 }
 
 /// The link that registers the algorithm.
@@ -150,7 +140,7 @@ fn make_ready(object: &mut libbpf_rs::Object, map: &str) -> Result<()> {
     match ops.attach_struct_ops() {
         Err(e) if e.kind() == libbpf_rs::ErrorKind::AlreadyExists => Ok(()),
         Err(e) => {
-            Err(Error::failed(format!("the kernel does not take `{map}`: {e}{}", said.tail()))
+            Err(Error::failed(format!("the kernel does not take `{map}`: {e:#}{}", said.tail()))
                 .into())
         }
         // The name was free: its old link must be dead. This one goes with the value.
