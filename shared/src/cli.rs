@@ -216,7 +216,8 @@ pub struct Detach {
 /// `swap`.
 #[derive(Debug, Args)]
 pub struct Swap {
-    /// What gives way: KIND/NAME, or kernel/NAME for one of the kernel's own algorithms
+    /// What gives way: KIND/NAME, or kernel/NAME for one of the kernel's own (kernel/cubic,
+    /// kernel/eevdf)
     #[arg(add = ArgValueCandidates::new(policies))]
     pub old: String,
     /// What takes its place; the same name once more upgrades a policy's code
@@ -237,6 +238,9 @@ pub struct Swap {
     /// tcp-cc: only these connections; the others stay with OLD.
     #[command(flatten)]
     pub scope: Scope,
+    /// schedulers: put OLD back when the kernel ejects NEW within this time; 10 unless given
+    #[arg(long, value_name = "SECONDS")]
+    pub probation: Option<u64>,
     /// Revert a swap that was interrupted
     #[arg(long)]
     pub abort: bool,

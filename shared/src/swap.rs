@@ -34,6 +34,9 @@ pub struct Options {
     /// tcp-cc: only these connections.
     #[serde(default)]
     pub scope: Option<Scope>,
+    /// schedulers: seconds for which the old one is put back when the new one is ejected.
+    #[serde(default)]
+    pub probation: Option<u64>,
 }
 
 /// A swap that is under way.
@@ -171,10 +174,13 @@ pub struct Left {
 /// What a swap did.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// For how long neither side was in effect, in microseconds.
+    /// For how long neither side was in effect, in microseconds; of schedulers, which the kernel
+    /// never leaves without one of its own, the longest that a task waited for a CPU meanwhile.
     pub gap_us: u64,
     /// How long it took to look at the sockets and move them, of all that it took.
     pub moving_us: u64,
+    /// What to tell a person, where no sockets are concerned.
+    pub said: Option<String>,
     /// Sockets.
     pub sockets: Sockets,
     /// Each socket that was not moved.
@@ -228,6 +234,9 @@ pub fn run(
     let journal = match journal {
         Some(mut there) => {
             there.record.aborting = false;
+            if options.probation.is_some() {
+                there.record.options.probation = options.probation;
+            }
             there
         }
         None => Journal::create(Record { fresh: loaded.is_some(), ..record })?,
@@ -315,6 +324,7 @@ fn begin(from: &str, to: &str, options: &Options) -> Result<Record> {
             .find(|k| k.kernel_side(from.trim_start_matches(KERNEL)).is_ok())
             .ok_or_else(|| Error::config(format!("the kernel has no `{from}` to swap")))?,
     };
+    kind.swap_options(options)?;
     for side in [from, to] {
         match side.strip_prefix(KERNEL) {
             Some(name) => kind.kernel_side(name)?,

@@ -24,6 +24,7 @@ pub fn run(args: &Swap) -> Result<()> {
         include_chosen: args.include_chosen,
         no_ecn_to: args.no_ecn_to.clone(),
         scope: args.scope.clone().settle(false)?.1,
+        probation: args.probation,
     };
     if options.include_chosen && !options.migrate && !args.abort {
         return Err(Error::config("--include-chosen goes with --migrate").into());
@@ -39,6 +40,10 @@ pub fn run(args: &Swap) -> Result<()> {
             "namespaces": {"moved": report.namespaces, "refused": refused},
             "retired": report.retired,
         }));
+    }
+    if let Some(said) = &report.said {
+        out::println(said);
+        return Ok(());
     }
     let sockets = report.sockets;
     out::println(&format!(

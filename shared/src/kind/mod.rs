@@ -15,7 +15,7 @@ use crate::layout::Layout;
 use crate::live::Live;
 use crate::object::{self, Opened};
 use crate::shape::Shape;
-use crate::swap::{Report, Swap};
+use crate::swap::{self, Report, Swap};
 use crate::tables::Tables;
 
 pub mod lsm;
@@ -113,6 +113,11 @@ pub trait Kind: Sync {
         Condition::Attached
     }
 
+    /// All that the kernel said when it ejected the policy.
+    fn last_words(&self, _live: &Live) -> Option<String> {
+        None
+    }
+
     /// Whether the kernel may eject policies of the kind.
     fn ejects(&self) -> bool {
         false
@@ -169,6 +174,17 @@ pub trait Kind: Sync {
     fn kernel_side(&self, name: &str) -> Result<()> {
         Err(Error::config(format!("`kernel/{name}` can't be swapped for {} policies", self.name()))
             .into())
+    }
+
+    /// Whether these options of a swap make sense for the kind.
+    ///
+    /// # Errors
+    /// Names the one that does not.
+    fn swap_options(&self, options: &swap::Options) -> Result<()> {
+        match options.probation {
+            Some(_) => Err(Error::config("--probation is for schedulers").into()),
+            None => Ok(()),
+        }
     }
 
     /// Does or finishes a swap, and drops its record when that is complete.

@@ -5,13 +5,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod abuse;
 mod apply;
 mod catalog;
+mod cgroups;
 mod ejected;
 mod file_rules;
 mod folders;
 mod foreground;
 mod foreign;
+mod hogs;
 mod inspect;
 mod killed;
 mod load;
@@ -20,9 +23,11 @@ mod qdisc;
 mod refusals;
 mod replace;
 mod run_killed;
+mod sched_swap;
 mod scope;
 mod scripts;
 mod set;
+mod shares;
 mod snapshot;
 mod sockets;
 mod stats;
@@ -79,6 +84,9 @@ fn all() -> Vec<Trial> {
     trials.extend(foreign::trials());
     trials.extend(swap_killed::trials());
     trials.extend(trace::trials());
+    trials.extend(sched_swap::trials());
+    trials.extend(shares::trials());
+    trials.extend(abuse::trials());
     trials.extend(scripts::trials());
     trials.extend(killed::trials());
     trials
