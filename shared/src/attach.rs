@@ -14,7 +14,7 @@ use crate::object;
 use crate::params::Assignment;
 use crate::shape::Shape;
 use crate::tree::{self, Tree};
-use crate::{crash, history, mend, swap, sys, timing};
+use crate::{crash, history, mend, swap, sys, tables, timing};
 
 /// A policy that the kernel's verifier has accepted, not yet attached.
 pub struct Loaded {
@@ -49,6 +49,7 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
         params,
         &policy.id(),
     )?;
+    let tables = tables::images(&mut opened, &policy, options.tables.as_ref())?;
     let kernel = Kernel::probe();
     kind.supported(&kernel)?;
     for requirement in &policy.manifest.policy.requires {
@@ -64,6 +65,7 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     }
     drop(kernel);
     let (mut object, shape) = opened.load(&policy)?;
+    timing::bpf(|| tables::fill(&object, &tables))?;
     timing::bpf(|| session.configure(&mut object, &shape))?;
     Ok(Loaded { policy, kind, object, shape, warnings, session })
 }
@@ -157,6 +159,7 @@ pub fn attach_in(
         maps: Default::default(),
         links: Default::default(),
         programs: Default::default(),
+        extra: loaded.session.record(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     meta.record(&loaded.object);

@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 
+use crate::catalog;
 use crate::cmd;
 use crate::error::Result;
+use crate::kind::tcp_cc::scope::Scope;
 use crate::params::Assignment;
 
 /// Loads, swaps and watches kernel policies written in BPF.
@@ -23,6 +26,15 @@ pub struct Cli {
     /// Tell more (twice: libbpf's own words)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// What a shell offers where a policy is named.
+fn policies() -> Vec<CompletionCandidate> {
+    let all = catalog::all().0.into_iter();
+    let one = |p: catalog::Policy| {
+        CompletionCandidate::new(p.id()).help(Some(p.manifest.policy.summary.into()))
+    };
+    all.map(one).collect()
 }
 
 /// Where the metrics are unless told otherwise.
@@ -74,6 +86,9 @@ pub enum Command {
     New(New),
     /// Compile the .bpf.c of a policy folder to the .bpf.o beside it
     Build(Build),
+    /// What packages ship beside the binary
+    #[command(subcommand, hide = true)]
+    Generate(Generate),
     /// Started by `run`
     #[command(hide = true)]
     Guardian(Guardian),
@@ -91,6 +106,7 @@ pub struct Json {
 #[derive(Debug, Args)]
 pub struct One {
     /// KIND/NAME or a folder
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: String,
     /// Print JSON
     #[arg(long)]
@@ -114,6 +130,7 @@ pub struct Inspect {
 #[derive(Debug, Args)]
 pub struct Subject {
     /// KIND/NAME or a folder
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: String,
     /// Set a parameter (repeatable)
     #[arg(long = "param", value_name = "NAME=VALUE")]
@@ -121,6 +138,9 @@ pub struct Subject {
     /// File rules for an LSM policy; without rules it attaches no hook
     #[arg(long, value_name = "FILE")]
     pub rules: Option<PathBuf>,
+    /// Rows for the policy's tables: a desired-state file of which only those are read
+    #[arg(long, value_name = "FILE")]
+    pub tables: Option<PathBuf>,
 }
 
 /// `check`.
@@ -146,6 +166,9 @@ pub struct Load {
     /// tcp-cc: move established sockets too
     #[arg(long)]
     pub migrate: bool,
+    /// tcp-cc: only these connections.
+    #[command(flatten)]
+    pub scope: Scope,
     /// schedulers: take over from another scheduler
     #[arg(long)]
     pub replace: bool,
@@ -158,7 +181,7 @@ pub struct Run {
     #[command(flatten)]
     pub load: Load,
     /// schedulers: what takes over when the kernel ejects it (repeatable, in this order)
-    #[arg(long = "fallback", value_name = "POLICY")]
+    #[arg(long = "fallback", value_name = "POLICY", add = ArgValueCandidates::new(policies))]
     pub fallback: Vec<String>,
     /// Take it off when a number stays beyond a limit: "retransmit_ratio above 0.02 for 30s"
     #[arg(long = "guard", value_name = "GUARD")]
@@ -183,7 +206,7 @@ pub struct Attach {
 #[derive(Debug, Args)]
 pub struct Detach {
     /// KIND/NAME or a folder
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    #[arg(required_unless_present = "all", conflicts_with = "all", add = ArgValueCandidates::new(policies))]
     pub policy: Option<String>,
     /// Everything that is attached
     #[arg(long)]
@@ -195,8 +218,10 @@ pub struct Detach {
 pub struct Swap {
     /// What gives way: KIND/NAME, or kernel/NAME for one of the kernel's own (kernel/cubic,
     /// kernel/eevdf)
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub old: String,
     /// What takes its place; the same name once more upgrades a policy's code
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub new: String,
     /// Set a parameter of NEW (repeatable)
     #[arg(long = "param", value_name = "NAME=VALUE")]
@@ -210,6 +235,9 @@ pub struct Swap {
     /// tcp-cc: where sockets without ECN go when NEW needs it; else they are left
     #[arg(long, value_name = "NAME")]
     pub no_ecn_to: Option<String>,
+    /// tcp-cc: only these connections; the others stay with OLD.
+    #[command(flatten)]
+    pub scope: Scope,
     /// schedulers: put OLD back when the kernel ejects NEW within this time; 10 unless given
     #[arg(long, value_name = "SECONDS")]
     pub probation: Option<u64>,
@@ -248,6 +276,7 @@ pub struct Serve {
 #[derive(Debug, Args)]
 pub struct Stats {
     /// KIND/NAME or a folder; all without it
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: Option<String>,
     /// Print again every S seconds, with rates
     #[arg(long, value_name = "S", num_args = 0..=1, default_missing_value = "1")]
@@ -261,6 +290,7 @@ pub struct Stats {
 #[derive(Debug, Args)]
 pub struct Set {
     /// KIND/NAME or a folder
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: String,
     /// The parameter and its new value
     #[arg(required = true, value_name = "NAME=VALUE")]
@@ -274,6 +304,7 @@ pub struct Events {
     #[arg(short, long)]
     pub follow: bool,
     /// Only this policy's
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: Option<String>,
     /// Print JSON (it always does)
     #[arg(long)]
@@ -304,6 +335,9 @@ pub struct Metrics {
     /// Answer HTTP requests for /metrics instead of printing them once
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = METRICS)]
     pub listen: Option<std::net::SocketAddr>,
+    /// Write them to a file for node_exporter's textfile collector, whole at every moment
+    #[arg(long, value_name = "FILE.prom", conflicts_with = "listen")]
+    pub textfile: Option<PathBuf>,
 }
 
 /// `new`.
@@ -321,6 +355,22 @@ pub struct New {
 pub struct Build {
     /// The policy's folder
     pub folder: PathBuf,
+}
+
+/// What packages ship beside the binary.
+#[derive(Debug, Subcommand)]
+pub enum Generate {
+    /// A man page for the program and each command
+    Man {
+        /// Where they go
+        folder: PathBuf,
+    },
+    /// The JSON Schema of polity.toml
+    Schema,
+    /// The JSON Schema of policy.toml
+    PolicySchema,
+    /// A Grafana dashboard for the built-in policies
+    Dashboard,
 }
 
 /// Started by `run`: puts defaults back when `run` is killed.
@@ -358,6 +408,7 @@ impl Cli {
             Command::Metrics(args) => cmd::metrics::run(&args),
             Command::New(args) => cmd::new::run(&args),
             Command::Build(args) => cmd::build::run(&args),
+            Command::Generate(args) => cmd::generate::run(&args),
             Command::Guardian(args) => cmd::guardian::run(&args),
         }
     }

@@ -8,10 +8,12 @@
 pub mod apply;
 pub mod attach;
 pub mod catalog;
+pub mod cgroup;
 pub mod cli;
 pub mod cmd;
 pub mod compile;
 pub mod crash;
+pub mod dashboard;
 pub mod desired;
 pub mod error;
 pub mod events;
@@ -39,6 +41,7 @@ pub mod supervise;
 pub mod swap;
 #[allow(unsafe_code, reason = "the one module with raw libbpf calls")]
 pub mod sys;
+pub mod tables;
 pub mod time;
 pub mod timing;
 pub mod top;

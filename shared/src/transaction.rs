@@ -11,6 +11,7 @@ use crate::live::{self, Live};
 use crate::params::Assignment;
 use crate::recipe::Recipe;
 use crate::shape::Shape;
+use crate::tables::Tables;
 use crate::tree::Tree;
 
 /// A step that can be taken back.
@@ -47,8 +48,7 @@ impl Attach {
 
     /// The same as is attached now, to bring it back.
     fn again(live: &Live) -> Result<Self> {
-        let default = live.meta.default;
-        let options = Options { default, migrate: default, ..Options::default() };
+        let options = Options { tables: Tables::of(live), ..live.kind()?.options(live) };
         let loaded = Some(Recipe::of(live).load(&options)?);
         Ok(Self { id: live.meta.policy.clone(), loaded, options, attached: None })
     }

@@ -44,7 +44,7 @@ pub fn run(args: &Run) -> Result<()> {
     let mut keeper = Keeper::new(policy, params, options.clone(), &care, false);
     keeper.prepare();
     // Before anything changes: what is killed can't put it back itself.
-    let guardian = options.default.then(|| guard(&id)).transpose()?;
+    let guardian = (options.default || options.scope.is_some()).then(|| guard(&id)).transpose()?;
     let mut attached = match attach::attach(loaded, &options, false) {
         Ok(attached) => Some(attached),
         Err(e) if exit(&e) == Exit::Ejected && !care.fallback.is_empty() => {

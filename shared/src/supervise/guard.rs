@@ -4,20 +4,35 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::metric::Metric;
 use crate::time;
 
 /// One guard as a user writes it.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Raw {
+pub(crate) struct Raw {
+    /// retransmit_ratio, p99_runq_us, denied_per_s, a statistic such as `tcp-cc/dctcp.ce_acks`, or
+    /// the ratio of two of one policy: `tcp-cc/dctcp.ce_acks / acks`.
     metric: String,
+    /// It must not stay above this ...
     above: Option<f64>,
+    /// (or below this)
     below: Option<f64>,
+    /// ... for so long: `30s`, `500ms`, `5m`.
     #[serde(rename = "for")]
     hold: String,
+}
+
+/// What `guard` may be.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[allow(dead_code, reason = "for the schema alone: it is read with the place of each word")]
+pub(crate) enum OneOrMany {
+    One(Raw),
+    Many(Vec<Raw>),
 }
 
 /// What a guard watches for.

@@ -24,6 +24,7 @@ mod refusals;
 mod replace;
 mod run_killed;
 mod sched_swap;
+mod scope;
 mod scripts;
 mod set;
 mod shares;
@@ -34,6 +35,8 @@ mod stranger;
 mod supervised;
 mod swap;
 mod swap_killed;
+mod tables;
+mod top;
 mod trace;
 mod trial;
 mod watching;
@@ -61,9 +64,11 @@ fn all() -> Vec<Trial> {
     let mut trials = Vec::new();
     // First, for the loads of other tests leave listeners behind, which would be moved too.
     trials.extend(swap::trials());
+    trials.extend(scope::trials());
     trials.extend(inspect::trials());
     trials.extend(catalog::trials());
     trials.extend(set::trials());
+    trials.extend(tables::trials());
     trials.extend(folders::trials());
     trials.extend(refusals::trials());
     trials.extend(foreground::trials());
@@ -74,6 +79,7 @@ fn all() -> Vec<Trial> {
     trials.extend(apply::trials());
     trials.extend(watching::trials());
     trials.extend(supervised::trials());
+    trials.extend(top::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
     trials.extend(swap_killed::trials());
