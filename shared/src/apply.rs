@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::kind::{self, Condition};
 use crate::live::{self, Live};
 use crate::params::{self, Assignment};
+use crate::{object, tables};
 
 /// What has to be done about one policy.
 pub struct Change {
@@ -139,6 +140,14 @@ fn compare(wanted: Wanted, live: Live) -> Result<Option<Change>> {
         match fixed {
             true => change.action = Action::Renew,
             false => change.sets.push((wanted, bytes)),
+        }
+    }
+    if !wanted.policy.manifest.tables.is_empty() {
+        let mut opened = object::open(&wanted.policy)?;
+        let images = tables::images(&mut opened, &wanted.policy, wanted.options.tables.as_ref())?;
+        for table in tables::differing(&live, &images) {
+            change.action = Action::Renew;
+            change.what.push(format!("table {table}"));
         }
     }
     if let Some(what) = kind.differs(&live, &wanted.policy, &wanted.options)? {

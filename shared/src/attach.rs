@@ -14,7 +14,7 @@ use crate::object;
 use crate::params::Assignment;
 use crate::shape::Shape;
 use crate::tree::{self, Tree};
-use crate::{history, mend, swap, sys, timing};
+use crate::{crash, history, mend, swap, sys, tables, timing};
 
 /// A policy that the kernel's verifier has accepted, not yet attached.
 pub struct Loaded {
@@ -49,6 +49,7 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
         params,
         &policy.id(),
     )?;
+    let tables = tables::images(&mut opened, &policy, options.tables.as_ref())?;
     let kernel = Kernel::probe();
     kind.supported(&kernel)?;
     for requirement in &policy.manifest.policy.requires {
@@ -64,6 +65,7 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     }
     drop(kernel);
     let (mut object, shape) = opened.load(&policy)?;
+    timing::bpf(|| tables::fill(&object, &tables))?;
     timing::bpf(|| session.configure(&mut object, &shape))?;
     Ok(Loaded { policy, kind, object, shape, warnings, session })
 }
@@ -157,6 +159,7 @@ pub fn attach_in(
         maps: Default::default(),
         links: Default::default(),
         programs: Default::default(),
+        extra: loaded.session.record(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     meta.record(&loaded.object);
@@ -223,18 +226,31 @@ impl Attached {
     }
 }
 
-/// Takes a pinned policy off.
+/// Takes a pinned policy off, out of a swap too.
 ///
 /// # Errors
 /// `polity run` holds it, or what attaching changed can't be undone; it stays attached then.
 pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
+    take_off(live, tree)?;
+    swap::forget(&live.meta.policy);
+    Ok(())
+}
+
+/// The same within a swap, which goes on.
+///
+/// # Errors
+/// The same.
+pub fn take_off(live: &Live, tree: &Tree) -> Result<()> {
     live.pins()?;
     let kind = live.kind()?;
+    if let Condition::Ejected(why) = kind.condition(live) {
+        // Its record goes with it.
+        crash::keep(live, &why);
+    }
     kind.undo(live)?;
     unpin(live, tree);
     history::record_command(&live.meta.policy, "detached");
     kind.settle(live);
-    swap::forget(&live.meta.policy);
     Ok(())
 }
 

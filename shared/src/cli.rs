@@ -8,6 +8,7 @@ use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use crate::catalog;
 use crate::cmd;
 use crate::error::Result;
+use crate::kind::tcp_cc::scope::Scope;
 use crate::params::Assignment;
 
 /// Loads, swaps and watches kernel policies written in BPF.
@@ -137,6 +138,9 @@ pub struct Subject {
     /// File rules for an LSM policy; without rules it attaches no hook
     #[arg(long, value_name = "FILE")]
     pub rules: Option<PathBuf>,
+    /// Rows for the policy's tables: a desired-state file of which only those are read
+    #[arg(long, value_name = "FILE")]
+    pub tables: Option<PathBuf>,
 }
 
 /// `check`.
@@ -162,6 +166,9 @@ pub struct Load {
     /// tcp-cc: move established sockets too
     #[arg(long)]
     pub migrate: bool,
+    /// tcp-cc: only these connections.
+    #[command(flatten)]
+    pub scope: Scope,
     /// schedulers: take over from another scheduler
     #[arg(long)]
     pub replace: bool,
@@ -209,7 +216,8 @@ pub struct Detach {
 /// `swap`.
 #[derive(Debug, Args)]
 pub struct Swap {
-    /// What gives way: KIND/NAME, or kernel/NAME for one of the kernel's own algorithms
+    /// What gives way: KIND/NAME, or kernel/NAME for one of the kernel's own (kernel/cubic,
+    /// kernel/eevdf)
     #[arg(add = ArgValueCandidates::new(policies))]
     pub old: String,
     /// What takes its place; the same name once more upgrades a policy's code
@@ -227,6 +235,12 @@ pub struct Swap {
     /// tcp-cc: where sockets without ECN go when NEW needs it; else they are left
     #[arg(long, value_name = "NAME")]
     pub no_ecn_to: Option<String>,
+    /// tcp-cc: only these connections; the others stay with OLD.
+    #[command(flatten)]
+    pub scope: Scope,
+    /// schedulers: put OLD back when the kernel ejects NEW within this time; 10 unless given
+    #[arg(long, value_name = "SECONDS")]
+    pub probation: Option<u64>,
     /// Revert a swap that was interrupted
     #[arg(long)]
     pub abort: bool,

@@ -1,21 +1,26 @@
 //! What a system is to be: the file that `polity apply` takes (DESIGN.md section 5).
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use toml::de::{DeTable, DeValue, Deserializer};
 use toml::{Spanned, Value};
 
 use crate::catalog::{self, Policy};
 use crate::error::{Error, Result, from_toml};
-use crate::kind::Options;
+use crate::kind::tcp_cc::scope::Scope;
+use crate::kind::{self, Options};
 use crate::params::Assignment;
 use crate::supervise::Care;
 use crate::supervise::chain::Retry;
 use crate::supervise::guard;
+use crate::tables::Tables;
 
 /// Where it is unless another file is given.
 pub const FILE: &str = "/etc/polity.toml";
@@ -64,17 +69,14 @@ pub fn read(file: &Path) -> Result<Vec<Wanted>> {
 /// # Errors
 /// The same.
 pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
-    let raw: File = toml::from_str(text).map_err(|e| from_toml(file, text, &e))?;
+    let mut doc = DeTable::parse(text).map_err(|e| from_toml(file, text, &e))?;
+    let mut tables = tables(doc.get_mut(), file, text)?;
+    let raw = File::deserialize(Deserializer::from(doc)).map_err(|e| from_toml(file, text, &e))?;
     let at = |span: Range<usize>, what: String| Error::at(file, text, span, what);
     if let Some((name, _)) = raw.schedulers.iter().nth(1) {
         return Err(at(name.span(), "a second scheduler: the kernel runs one at a time".into())
             .hint("a scheduler's `fallback` is what takes over when it is ejected")
             .into());
-    }
-    let mut defaults = raw.tcp_cc.iter().filter(|(_, t)| t.default);
-    if let (Some((first, _)), Some((second, _))) = (defaults.next(), defaults.next()) {
-        let both = format!("`{}` is the default already", first.get_ref());
-        return Err(at(second.span(), both).hint("one algorithm can be the default").into());
     }
     let find = |kind: &str, name: &Spanned<String>| -> Result<Policy> {
         let id = format!("{kind}/{}", name.get_ref());
@@ -88,21 +90,40 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
     for (name, lsm) in raw.lsm {
         let policy = find("lsm", &name)?;
         let rules = Some((file.to_owned(), text.to_owned()));
-        let options = Options { rules, ..Options::default() };
+        let tables = tables.remove(&policy.id());
+        let options = Options { rules, tables, ..Options::default() };
         // Whatever is wrong with the rules is said now.
         crate::kind::lsm::rules::parse(file, text, name.get_ref())?;
         let params = params(lsm.params, &policy, file, text)?;
         let care = Care { guards: guards(lsm.guard, file, text)?, ..Care::default() };
         all.push(Wanted { policy, params, options, care });
     }
+    let mut defaults: Vec<(String, Option<Scope>)> = Vec::new();
     for (name, tcp) in raw.tcp_cc {
-        if tcp.migrate && !tcp.default {
-            return Err(at(name.span(), "`migrate` goes with `default`".into())
-                .hint("it moves established sockets to the new default")
+        let TcpCc { default, migrate, netns, cgroup, port, prefix, percent, .. } = tcp;
+        let scope = Scope { netns, cgroup, port, prefix, percent };
+        let settled = scope.settle(default).map_err(|e| at(name.span(), format!("{e:#}")))?;
+        let (default, scope) = settled;
+        if default && let Some((first, _)) = defaults.iter().find(|(_, other)| *other == scope) {
+            let both = format!("`{first}` is the default already");
+            return Err(at(name.span(), both).hint("one algorithm can be the default").into());
+        }
+        if default {
+            defaults.push((name.get_ref().clone(), scope.clone()));
+        }
+        if migrate && !default && scope.is_none() {
+            return Err(at(name.span(), "`migrate` goes with `default` or a scope".into())
+                .hint("it moves established sockets, too")
                 .into());
         }
-        let options = Options { default: tcp.default, migrate: tcp.migrate, ..Options::default() };
         let policy = find("tcp-cc", &name)?;
+        let options = Options {
+            default,
+            migrate,
+            scope,
+            tables: tables.remove(&policy.id()),
+            ..Options::default()
+        };
         let params = params(tcp.params, &policy, file, text)?;
         let care = Care { guards: guards(tcp.guard, file, text)?, ..Care::default() };
         all.push(Wanted { policy, params, options, care });
@@ -118,9 +139,37 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
             guards: guards(scheduler.guard, file, text)?,
         };
         let params = params(scheduler.params, &policy, file, text)?;
-        all.push(Wanted { policy, params, options: Options::default(), care });
+        let tables = tables.remove(&policy.id());
+        let options = Options { tables, ..Options::default() };
+        all.push(Wanted { policy, params, options, care });
     }
     Ok(all)
+}
+
+/// Takes the tables of every policy out of the file, by `kind/name`: which there may be stands in
+/// the policies' manifests.
+fn tables(doc: &mut DeTable<'_>, file: &Path, text: &str) -> Result<BTreeMap<String, Tables>> {
+    let named = |kind: &str| match doc.get(kind).map(Spanned::get_ref) {
+        Some(DeValue::Table(all)) => {
+            all.keys().map(|n| format!("{kind}/{}", n.get_ref())).collect()
+        }
+        _ => Vec::new(),
+    };
+    let all: Vec<String> = kind::all().flat_map(|kind| named(kind.name())).collect();
+    let mut tables = BTreeMap::new();
+    // One that can't be found is told where it is wanted.
+    for policy in all.iter().filter_map(|id| catalog::find(id).ok()) {
+        if let Some(of) = Tables::take(doc, &policy, file, text)? {
+            tables.insert(policy.id(), of);
+        }
+    }
+    Ok(tables)
+}
+
+/// What the schema says of a policy's own tables.
+fn rows() -> serde_json::Value {
+    serde_json::json!({"type": "array", "items": {"type": "object"},
+        "description": "Rows of a table of the policy: `polity show` lists its fields."})
 }
 
 type Params = Named<Value>;
@@ -146,6 +195,7 @@ struct File {
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("additionalProperties" = rows()))]
 struct Scheduler {
     /// Parameters, where they differ from the manifest: `polity show` lists them.
     #[serde(default)]
@@ -178,6 +228,7 @@ struct RawRetry {
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("additionalProperties" = rows()))]
 struct TcpCc {
     /// Parameters, where they differ from the manifest: `polity show` lists them.
     #[serde(default)]
@@ -192,10 +243,22 @@ struct TcpCc {
     /// When it is rolled back (`polity serve` sees to that).
     #[schemars(with = "Option<guard::OneOrMany>")]
     guard: Option<Spanned<Value>>,
+    /// Only connections of this network namespace; `all`: of every one.
+    netns: Option<String>,
+    /// Only connections of this control group (version 2) and those below it.
+    cgroup: Option<PathBuf>,
+    /// Only connections with this port at either end.
+    port: Option<NonZeroU16>,
+    /// Only connections to peers in this prefix, as in `10.0.0.0/8`.
+    #[schemars(with = "Option<String>")]
+    prefix: Option<IpNet>,
+    /// Only so many of a hundred connections.
+    percent: Option<u8>,
 }
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("additionalProperties" = rows()))]
 struct Lsm {
     /// Parameters, where they differ from the manifest: `polity show` lists them.
     #[serde(default)]

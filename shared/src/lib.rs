@@ -8,9 +8,11 @@
 pub mod apply;
 pub mod attach;
 pub mod catalog;
+pub mod cgroup;
 pub mod cli;
 pub mod cmd;
 pub mod compile;
+pub mod crash;
 pub mod dashboard;
 pub mod desired;
 pub mod error;
@@ -29,6 +31,7 @@ pub mod metrics;
 pub mod object;
 pub mod out;
 pub mod params;
+pub mod recipe;
 pub mod render;
 pub mod runq;
 pub mod shape;
@@ -38,6 +41,7 @@ pub mod supervise;
 pub mod swap;
 #[allow(unsafe_code, reason = "the one module with raw libbpf calls")]
 pub mod sys;
+pub mod tables;
 pub mod time;
 pub mod timing;
 pub mod top;

@@ -47,6 +47,9 @@ pub struct Meta {
     pub links: BTreeMap<String, u32>,
     /// Programs by name, with their ids.
     pub programs: BTreeMap<String, u32>,
+    /// Whatever else the kind wants to find again.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub extra: serde_json::Value,
     /// The version of polity that attached it.
     pub version: String,
 }

@@ -2,8 +2,10 @@
 //! programs (`bpf/runq.bpf.c`) and what they count.
 
 use std::cell::RefCell;
+use std::io::Read;
+use std::os::fd::AsFd;
 
-use libbpf_rs::{Link, MapCore, Object, ObjectBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags, Object, ObjectBuilder};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -14,6 +16,8 @@ use crate::shape::Shape;
 use crate::{log, sys};
 
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/runq.bpf.o"));
+/// The program that looks at the waits which are not over.
+const WAITING: &str = "runq_waiting";
 
 /// The tracing programs, attached until [`Tracer::stop`] or the end of the value.
 pub struct Tracer {
@@ -45,6 +49,30 @@ impl Tracer {
     pub fn events(&self) -> Result<(libbpf_rs::Map<'_>, Layout)> {
         let layout = self.shape.event.clone().ok_or_else(|| lost("its record"))?;
         Ok((map(&self.object, "events")?, layout))
+    }
+
+    /// Forgets the waits that are over.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn clear(&self) -> Result<()> {
+        let map = map(&self.object, "stats")?;
+        let zero = vec![0; map.value_size() as usize];
+        let zeros = vec![zero; libbpf_rs::num_possible_cpus()?];
+        Ok(map.update_percpu(&0u32.to_ne_bytes(), &zeros, MapFlags::ANY)?)
+    }
+
+    /// The longest wait in microseconds; those that are not over count as far as they have come.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn longest_us(&self) -> Result<u64> {
+        let Some(program) = self.object.progs_mut().find(|p| p.name() == WAITING) else {
+            return Err(lost("its iterator").into());
+        };
+        let link = program.attach_iter_with_opts(libbpf_rs::IterOpts::None)?;
+        sys::iter_create(link.as_fd())?.read_to_end(&mut Vec::new())?;
+        Ok(self.total()?.max_us)
     }
 
     /// All waits so far.

@@ -15,9 +15,11 @@ use crate::attach::{self, Loaded};
 use crate::catalog;
 use crate::error::{Error, Result};
 use crate::history;
+use crate::kind::tcp_cc::scope::Scope;
 use crate::kind::{self, Kind};
 use crate::live::{self, Live};
 use crate::params::Assignment;
+use crate::tables::Tables;
 use crate::tree::{self, Tree};
 
 /// What the user asked for.
@@ -29,6 +31,12 @@ pub struct Options {
     pub include_chosen: bool,
     /// tcp-cc: where sockets without ECN go.
     pub no_ecn_to: Option<String>,
+    /// tcp-cc: only these connections.
+    #[serde(default)]
+    pub scope: Option<Scope>,
+    /// schedulers: seconds for which the old one is put back when the new one is ejected.
+    #[serde(default)]
+    pub probation: Option<u64>,
 }
 
 /// A swap that is under way.
@@ -166,8 +174,13 @@ pub struct Left {
 /// What a swap did.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// For how long neither side was in effect, in microseconds.
+    /// For how long neither side was in effect, in microseconds; of schedulers, which the kernel
+    /// never leaves without one of its own, the longest that a task waited for a CPU meanwhile.
     pub gap_us: u64,
+    /// How long it took to look at the sockets and move them, of all that it took.
+    pub moving_us: u64,
+    /// What to tell a person, where no sockets are concerned.
+    pub said: Option<String>,
     /// Sockets.
     pub sockets: Sockets,
     /// Each socket that was not moved.
@@ -221,6 +234,9 @@ pub fn run(
     let journal = match journal {
         Some(mut there) => {
             there.record.aborting = false;
+            if options.probation.is_some() {
+                there.record.options.probation = options.probation;
+            }
             there
         }
         None => Journal::create(Record { fresh: loaded.is_some(), ..record })?,
@@ -275,15 +291,22 @@ fn load(record: &Record, new: &str, params: &[Assignment]) -> Result<Option<Load
         return Ok(None);
     }
     let there = live::all()?.into_iter().find(|l| l.meta.policy == record.to);
-    let carry = match there {
+    let (carry, tables) = match there {
         Some(_) if record.from != record.to => return Ok(None),
         Some(old) => {
             let value = old.shape().map("carry").and_then(|m| m.value.clone());
-            old.meta.maps.get("carry").copied().zip(value)
+            (old.meta.maps.get("carry").copied().zip(value), Tables::of(&old))
         }
-        None => None,
+        None => (None, None),
     };
-    let options = kind::Options { carry, ..Default::default() };
+    // Without a scope of its own the new policy has that of the old one.
+    let scope = match (&record.options.scope, is_kernel(&record.from)) {
+        (None, false) => {
+            live::find(&record.from).ok().and_then(|l| l.kind().ok()?.options(&l).scope)
+        }
+        (given, _) => given.clone(),
+    };
+    let options = kind::Options { carry, scope, tables, ..Default::default() };
     let loaded = attach::load(catalog::find(new)?, params, &options)?;
     for warning in &loaded.warnings {
         tracing::info!("{warning}");
@@ -301,6 +324,7 @@ fn begin(from: &str, to: &str, options: &Options) -> Result<Record> {
             .find(|k| k.kernel_side(from.trim_start_matches(KERNEL)).is_ok())
             .ok_or_else(|| Error::config(format!("the kernel has no `{from}` to swap")))?,
     };
+    kind.swap_options(options)?;
     for side in [from, to] {
         match side.strip_prefix(KERNEL) {
             Some(name) => kind.kernel_side(name)?,

@@ -3,16 +3,15 @@
 //! Preparing them loads and verifies every object; nothing is changed by that. When a step fails,
 //! those before it are taken back, the last first.
 
-use serde_json::Value;
-
 use crate::apply::{Action, Change};
 use crate::attach::{self, Attached, Loaded, load};
-use crate::catalog;
 use crate::error::{Error, Result};
 use crate::kind::{Options, Update};
 use crate::live::{self, Live};
 use crate::params::Assignment;
+use crate::recipe::Recipe;
 use crate::shape::Shape;
+use crate::tables::Tables;
 use crate::tree::Tree;
 
 /// A step that can be taken back.
@@ -49,20 +48,9 @@ impl Attach {
 
     /// The same as is attached now, to bring it back.
     fn again(live: &Live) -> Result<Self> {
-        let name = match live.meta.origin.as_str() {
-            origin if origin.starts_with('/') => origin,
-            _ => &live.meta.policy,
-        };
-        let shape = live.shape();
-        let json = live.params(&shape);
-        let value = |v: &Value| toml::Value::try_from(v).ok();
-        let params: Vec<_> = json
-            .iter()
-            .filter_map(|(key, v)| Some(Assignment { key: key.clone(), value: value(v)? }))
-            .collect();
-        let default = live.meta.default;
-        let options = Options { default, migrate: default, ..Options::default() };
-        Self::new(catalog::find(name)?, &params, options)
+        let options = Options { tables: Tables::of(live), ..live.kind()?.options(live) };
+        let loaded = Some(Recipe::of(live).load(&options)?);
+        Ok(Self { id: live.meta.policy.clone(), loaded, options, attached: None })
     }
 }
 

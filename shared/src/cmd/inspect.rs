@@ -1,6 +1,6 @@
 //! `polity inspect`.
 
-use libbpf_rs::MapCore;
+use libbpf_rs::{MapCore, MapType};
 use serde_json::{Map, Value, json};
 
 use super::print_json;
@@ -137,7 +137,8 @@ fn content(map: &libbpf_rs::MapHandle, name: &str, shape: &Shape) -> Option<Valu
     }
     let declared = shape.map(name)?;
     let (key, value) = (declared.key.as_ref()?, declared.value.as_ref()?);
-    if map.map_type().is_percpu() || !map.map_type().is_hash_map() {
+    let plain = map.map_type() == MapType::Array || map.map_type().is_hash_map();
+    if map.map_type().is_percpu() || !plain {
         return None;
     }
     let mut entries = Map::new();

@@ -10,6 +10,7 @@ use super::load_for;
 use super::stats::line;
 use crate::attach::{self, Attached};
 use crate::cli::Run;
+use crate::crash;
 use crate::error::{Error, Exit, Result, exit};
 use crate::feed::Feed;
 use crate::kind::Condition;
@@ -43,7 +44,7 @@ pub fn run(args: &Run) -> Result<()> {
     let mut keeper = Keeper::new(policy, params, options.clone(), &care, false);
     keeper.prepare();
     // Before anything changes: what is killed can't put it back itself.
-    let guardian = options.default.then(|| guard(&id)).transpose()?;
+    let guardian = (options.default || options.scope.is_some()).then(|| guard(&id)).transpose()?;
     let mut attached = match attach::attach(loaded, &options, false) {
         Ok(attached) => Some(attached),
         Err(e) if exit(&e) == Exit::Ejected && !care.fallback.is_empty() => {
@@ -63,11 +64,12 @@ pub fn run(args: &Run) -> Result<()> {
         match end {
             Ok(End::Ejected(why)) => {
                 kind.settle(&now.live);
+                let report = crash::keep(&now.live, &why);
                 attached = keeper.take_over(&tree, &name, &why);
                 now.detach_in(&tree)?;
                 if attached.is_none() {
                     let what = format!("the kernel ejected {name}: {why}");
-                    ended = Err(Error::ejected(what).into());
+                    ended = Err(Error::ejected(what).hint(crash::pointer(report)).into());
                 }
             }
             Ok(End::Due) => {

@@ -10,7 +10,7 @@ use crate::kind::Condition;
 use crate::live::{self, Live};
 use crate::supervise::control;
 use crate::swap::{Journal, Record};
-use crate::{mend, out, render};
+use crate::{crash, mend, out, render};
 
 /// Prints what is attached, and what is not as it should be (mending what can be mended).
 ///
@@ -100,12 +100,16 @@ fn describe(live: &Live) -> Value {
     let shape = live.shape();
     let (state, detail) = match live.kind() {
         Ok(kind) => {
+            let mut detail = kind.detail(live);
             let state = match kind.condition(live) {
                 Condition::Attached => "attached",
-                Condition::Ejected(_) => "ejected",
+                Condition::Ejected(why) => {
+                    detail["report"] = json!(crash::keep(live, &why));
+                    "ejected"
+                }
                 Condition::Detached(_) => "detached",
             };
-            (state, kind.detail(live))
+            (state, detail)
         }
         Err(_) => ("unknown", json!({})),
     };

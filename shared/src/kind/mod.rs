@@ -15,7 +15,8 @@ use crate::layout::Layout;
 use crate::live::Live;
 use crate::object::{self, Opened};
 use crate::shape::Shape;
-use crate::swap::{Report, Swap};
+use crate::swap::{self, Report, Swap};
+use crate::tables::Tables;
 
 pub mod lsm;
 #[cfg(feature = "test-kinds")]
@@ -48,10 +49,14 @@ pub struct Options {
     pub default: bool,
     /// tcp-cc: move established sockets too.
     pub migrate: bool,
+    /// tcp-cc: only these connections.
+    pub scope: Option<tcp_cc::scope::Scope>,
     /// schedulers: take over from another scheduler.
     pub replace: bool,
     /// lsm: the rules file and its text.
     pub rules: Option<(PathBuf, String)>,
+    /// Rows for its tables.
+    pub tables: Option<Tables>,
     /// The map `carry` of the version that this one replaces: its id and the shape of its values.
     pub carry: Option<(u32, Layout)>,
     /// Only load, to hear what the verifier says: lsm loads the programs of all hooks then.
@@ -108,6 +113,11 @@ pub trait Kind: Sync {
         Condition::Attached
     }
 
+    /// All that the kernel said when it ejected the policy.
+    fn last_words(&self, _live: &Live) -> Option<String> {
+        None
+    }
+
     /// Whether the kernel may eject policies of the kind.
     fn ejects(&self) -> bool {
         false
@@ -124,6 +134,12 @@ pub trait Kind: Sync {
         Err(Error::config(format!("{} runs on no sockets", live.meta.policy))
             .hint("--sockets is for tcp-cc policies")
             .into())
+    }
+
+    /// The options with which an attached policy could be attached again.
+    fn options(&self, live: &Live) -> Options {
+        let default = live.meta.default;
+        Options { default, migrate: default, ..Options::default() }
     }
 
     /// Puts back what attaching `policy` changed beyond its links (defaults, sockets), where that
@@ -158,6 +174,17 @@ pub trait Kind: Sync {
     fn kernel_side(&self, name: &str) -> Result<()> {
         Err(Error::config(format!("`kernel/{name}` can't be swapped for {} policies", self.name()))
             .into())
+    }
+
+    /// Whether these options of a swap make sense for the kind.
+    ///
+    /// # Errors
+    /// Names the one that does not.
+    fn swap_options(&self, options: &swap::Options) -> Result<()> {
+        match options.probation {
+            Some(_) => Err(Error::config("--probation is for schedulers").into()),
+            None => Ok(()),
+        }
     }
 
     /// Does or finishes a swap, and drops its record when that is complete.
@@ -256,6 +283,11 @@ pub trait Session {
     /// What the kernel says; the caller takes everything off again.
     fn commit(&mut self, _object: &mut Object) -> Result<()> {
         Ok(())
+    }
+
+    /// What the kind wants to find again in the record of the attached policy.
+    fn record(&self) -> serde_json::Value {
+        serde_json::Value::Null
     }
 
     /// The policy is on: do what was asked beyond that (defaults, sockets).

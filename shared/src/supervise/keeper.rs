@@ -105,7 +105,6 @@ impl Keeper {
     pub fn take_over(&mut self, tree: &Tree, policy: &str, why: &str) -> Option<Attached> {
         let mut failed = self.stands.iter().position(|s| s.policy.id() == policy)?;
         let mut why = why.to_owned();
-        history::record(policy, "ejected", &why);
         loop {
             let name = self.stands[failed].policy.id();
             let Some(next) = self.chain.ejected(failed, Instant::now()) else {

@@ -17,7 +17,7 @@ use crate::feed::Feed;
 use crate::kind::Condition;
 use crate::live::{self, Live};
 use crate::tree::Tree;
-use crate::{apply, attach, history, mend, transaction};
+use crate::{apply, attach, crash, history, mend, transaction};
 
 /// In the history, what concerns the whole file.
 const ALL: &str = "*";
@@ -92,7 +92,6 @@ impl Supervisor {
                 Some((next, place)) if exit(&e) == Exit::Ejected => {
                     let id = place.policy.id();
                     tracing::warn!("{id}: {e:#}; trying {}", next.policy.id());
-                    history::record(&id, "ejected", &format!("{e:#}"));
                     *place = next;
                     ejected += 1;
                 }
@@ -284,6 +283,7 @@ impl Kept {
             return Ok(());
         };
         kind.settle(&live);
+        crash::keep(&live, &why);
         let attached = self.keeper.take_over(&tree, &live.meta.policy, &why);
         let cleared = attach::detach(&live, &tree);
         self.found(attached)?;

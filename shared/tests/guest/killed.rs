@@ -123,7 +123,7 @@ impl Campaign {
         assert!([0, 137].contains(&output.status), "{call} {n}: {output:#?}");
         let killed = output.status == 137;
         self.kills += usize::from(killed);
-        if self.kills % 20 == 0 {
+        if self.kills.is_multiple_of(20) {
             eprintln!("killed {} times, the last at {call} {n}", self.kills);
         }
         match settled(self.policy) {

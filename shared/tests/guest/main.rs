@@ -5,13 +5,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod abuse;
 mod apply;
 mod catalog;
+mod cgroups;
 mod ejected;
 mod file_rules;
 mod folders;
 mod foreground;
 mod foreign;
+mod hogs;
 mod inspect;
 mod killed;
 mod load;
@@ -20,8 +23,11 @@ mod qdisc;
 mod refusals;
 mod replace;
 mod run_killed;
+mod sched_swap;
+mod scope;
 mod scripts;
 mod set;
+mod shares;
 mod snapshot;
 mod sockets;
 mod stats;
@@ -29,6 +35,7 @@ mod stranger;
 mod supervised;
 mod swap;
 mod swap_killed;
+mod tables;
 mod top;
 mod trace;
 mod trial;
@@ -57,9 +64,11 @@ fn all() -> Vec<Trial> {
     let mut trials = Vec::new();
     // First, for the loads of other tests leave listeners behind, which would be moved too.
     trials.extend(swap::trials());
+    trials.extend(scope::trials());
     trials.extend(inspect::trials());
     trials.extend(catalog::trials());
     trials.extend(set::trials());
+    trials.extend(tables::trials());
     trials.extend(folders::trials());
     trials.extend(refusals::trials());
     trials.extend(foreground::trials());
@@ -75,6 +84,9 @@ fn all() -> Vec<Trial> {
     trials.extend(foreign::trials());
     trials.extend(swap_killed::trials());
     trials.extend(trace::trials());
+    trials.extend(sched_swap::trials());
+    trials.extend(shares::trials());
+    trials.extend(abuse::trials());
     trials.extend(scripts::trials());
     trials.extend(killed::trials());
     trials

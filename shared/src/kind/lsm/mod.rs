@@ -215,7 +215,7 @@ impl Session for Loading {
 
 impl Loading {
     fn compile(&self, extras: &[compile::Extra]) -> model::Compiled {
-        compile::compile(&self.plan, &self.objects, extras, identify::cgroup_id)
+        compile::compile(&self.plan, &self.objects, extras, crate::cgroup::id)
     }
 }
 

@@ -10,7 +10,7 @@ use libbpf_rs::Link;
 
 use super::compile::{Extra, compile};
 use super::fill::Maps;
-use super::identify::{FileSystem, Identify, Oracle, cgroup_id};
+use super::identify::{FileSystem, Identify, Oracle};
 use super::model::{Compiled, Object};
 use super::plan::{Plan, plan};
 use super::rules::{self, Rules};
@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::kernel::Kernel;
 use crate::kind::{Options, Update, attach_programs};
 use crate::live::{Live, Meta};
-use crate::{object, tree};
+use crate::{cgroup, object, tree};
 
 /// Rules that are ready to be put in force.
 pub struct NewRules {
@@ -77,7 +77,7 @@ pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<NewRul
 
 impl NewRules {
     fn compile(&self) -> Compiled {
-        compile(&self.plan, &self.objects, &self.extras, cgroup_id)
+        compile(&self.plan, &self.objects, &self.extras, cgroup::id)
     }
 
     /// Attaches hooks that the new rules need and that are not there.
@@ -166,7 +166,7 @@ impl Update for NewRules {
     fn finish(&mut self) -> Result<()> {
         // Nothing can leave the rules' directories any more: what left while they were built?
         let extras =
-            scan::extras(&self.oracle, &compile(&self.plan, &self.objects, &[], cgroup_id))?;
+            scan::extras(&self.oracle, &compile(&self.plan, &self.objects, &[], cgroup::id))?;
         let new = extras.iter().any(|extra| !self.extras.contains(extra));
         if new {
             self.extras = extras;

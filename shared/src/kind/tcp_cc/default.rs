@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use super::netns::{self, Netns};
+use super::scope::Scope;
 use crate::error::{Error, Result};
 use crate::tree;
 
@@ -172,12 +173,15 @@ impl Undo {
     }
 }
 
-/// Makes `name` the default of the initial namespace and of all others that have `old`.
+/// Makes `name` the default of the initial namespace and of all others that have `old`, or of
+/// the namespace `only` alone.
 ///
 /// # Errors
-/// The initial namespace refuses. Others that do are left and warned about.
-pub fn take_over(name: &str, old: &str, undo: &Undo) -> Result<()> {
-    for (index, ns) in netns::all().iter().enumerate() {
+/// The initial namespace refuses, or `only`. Others that do are left and warned about.
+pub fn take_over(name: &str, old: &str, undo: &Undo, only: Option<&Netns>) -> Result<()> {
+    let all = netns::all();
+    let meant = all.iter().filter(|ns| only.is_none_or(|o| o.inode == ns.inode));
+    for (index, ns) in meant.enumerate() {
         // The initial one first: a child that is made meanwhile takes its default from it.
         if ns.enter(current).ok().as_deref() != Some(old) {
             continue;
@@ -200,6 +204,17 @@ pub fn initial() -> Result<String> {
     match netns::all().first() {
         Some(init) => init.enter(current),
         None => Err(Error::failed("can't open the initial network namespace").into()),
+    }
+}
+
+/// The default of the namespace that a scope names, or of the initial one.
+///
+/// # Errors
+/// It is gone, or can't be entered.
+pub fn within(scope: Option<&Scope>) -> Result<String> {
+    match scope.map_or(Ok(None), Scope::namespace)? {
+        Some(ns) => ns.enter(current),
+        None => initial(),
     }
 }
 

@@ -18,7 +18,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::sockets::{INCLUDE_CHOSEN, KEEP_CHOSEN, Move};
 use super::swap::Work;
-use super::{OPS, default, name_of};
+use super::{OPS, default, name_of, taker};
 use crate::error::{Error, Result};
 use crate::live::{self, Live, Meta};
 use crate::swap::{Report, Swap};
@@ -78,6 +78,9 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         tree::stage(&staged, &mut loaded.object, &mut record)?;
         sys::pin(link.as_fd(), &staged.join("links").join(&name))
             .map_err(|e| Error::failed(format!("can't pin the link of {policy} once more: {e}")))?;
+        if let Some(id) = old.meta.links.get(taker::LINK) {
+            sys::pin(sys::link_by_id(*id)?.as_fd(), &staged.join("links").join(taker::LINK))?;
+        }
         let new = loaded.object.maps().find(|m| m.name() == map.as_str());
         let new = new.ok_or_else(|| Error::failed("the object lost its struct_ops map"))?;
         replace(&link, new.as_fd())?;
@@ -118,7 +121,7 @@ pub fn back(swap: &mut Swap<'_>) -> Result<Report> {
 
 /// The link that registers the algorithm.
 fn struct_ops_link(live: &Live) -> Result<(String, OwnedFd)> {
-    let mut links = live.meta.links.iter();
+    let mut links = live.meta.links.iter().filter(|(name, _)| *name != taker::LINK);
     match (links.next(), links.next()) {
         (Some((name, id)), None) => Ok((name.clone(), sys::link_by_id(*id)?)),
         _ => Err(Error::failed(format!(
@@ -180,6 +183,7 @@ fn resolve(work: &mut Work<'_, '_>, policy: &str) -> Result<()> {
         no_ecn_to: "",
         // They run it already, so whether they do ECN is no question.
         flags: INCLUDE_CHOSEN | KEEP_CHOSEN,
+        ..Move::default()
     };
     work.passes(&what, |_, ns| {
         if ns.enter(default::current).ok().as_deref() != Some(&name) {
