@@ -186,6 +186,7 @@ impl Supervisor {
         let Some(at) = self.wanted.iter().position(|w| w.policy.id() == policy) else {
             return Ok(());
         };
+        history::record(policy, "guard tripped", why);
         let mut wanted = self.wanted.clone();
         let bad = wanted.remove(at);
         let before = bad.stand_in().or_else(|| self.predecessor(&bad));

@@ -1,6 +1,6 @@
 //! `polity top` in a real terminal: tmux, at two sizes, with and without colour.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
@@ -46,11 +46,13 @@ impl Terminal {
     /// Waits until the screen shows this, and checks that it fits.
     #[track_caller]
     fn shows(&self, what: &str) -> Vec<String> {
-        let mut screen = Vec::new();
-        eventually(&format!("the screen shows {what:?}"), || {
+        let start = Instant::now();
+        let mut screen = self.screen();
+        while !screen.iter().any(|l| l.contains(what)) {
+            assert!(start.elapsed() < Duration::from_secs(30), "no {what:?} in {screen:#?}");
+            std::thread::sleep(Duration::from_millis(200));
             screen = self.screen();
-            screen.iter().any(|l| l.contains(what))
-        });
+        }
         assert_eq!(screen.len(), self.height, "{screen:#?}");
         assert!(screen.iter().all(|l| l.chars().count() <= self.width), "{screen:#?}");
         screen
