@@ -41,9 +41,10 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     let mut opened = object::open(&policy)?;
     let mut session = kind.session(&policy, options)?;
     // Bad input is the user's to mend on any kernel, so it comes before the kernel's probes.
-    if let Some(ty) = kind.struct_ops() {
-        object::struct_ops(&policy, &opened.shape, ty)?;
-    }
+    let form = match kind.struct_ops() {
+        [] => None,
+        forms => Some(object::struct_ops(&policy, &opened.shape, forms)?.ty.clone()),
+    };
     crate::params::assign(
         &crate::params::known(&policy.manifest, &opened.shape, &policy.file(), &policy.text)?,
         params,
@@ -52,6 +53,9 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     let tables = tables::images(&mut opened, &policy, options.tables.as_ref())?;
     let kernel = Kernel::probe();
     kind.supported(&kernel)?;
+    if let Some(form) = &form {
+        kernel.require(&format!("struct {form}"))?;
+    }
     for requirement in &policy.manifest.policy.requires {
         kernel.require(requirement)?;
     }

@@ -149,8 +149,10 @@ fn unlisted(policy: &Policy, shape: &Shape) -> Vec<String> {
 ///
 /// # Errors
 /// Exit status 2: none, or several and none named.
-pub fn struct_ops<'a>(policy: &Policy, shape: &'a Shape, ty: &str) -> Result<&'a StructOps> {
-    let of_kind: Vec<_> = shape.struct_ops.iter().filter(|s| s.ty == ty).collect();
+pub fn struct_ops<'a>(policy: &Policy, shape: &'a Shape, types: &[&str]) -> Result<&'a StructOps> {
+    let of_kind: Vec<_> =
+        shape.struct_ops.iter().filter(|s| types.contains(&s.ty.as_str())).collect();
+    let ty = types.first().copied().unwrap_or_default();
     let wanted = policy.manifest.policy.struct_ops.as_deref();
     let (file, text) = (policy.file(), &policy.text);
     match (wanted, of_kind.as_slice()) {

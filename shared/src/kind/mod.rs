@@ -79,8 +79,9 @@ pub trait Kind: Sync {
     /// The name of its folder.
     fn name(&self) -> &'static str;
 
-    /// The struct_ops type, where it is a kind of struct_ops.
-    fn struct_ops(&self) -> Option<&'static str>;
+    /// The struct_ops types, where it is a kind of struct_ops: the one that every kernel with the
+    /// kind has, then other forms of it.
+    fn struct_ops(&self) -> &'static [&'static str];
 
     /// What `doctor` says of the running kernel.
     fn facts(&self, kernel: &Kernel) -> Vec<Fact>;
@@ -91,7 +92,7 @@ pub trait Kind: Sync {
     /// Exit status 3 with what is missing.
     fn supported(&self, kernel: &Kernel) -> Result<()> {
         kernel.btf()?;
-        match self.struct_ops() {
+        match self.struct_ops().first() {
             Some(ty) if !kernel.has_struct(ty) => Err(Error::kernel(format!(
                 "this kernel ({}) has no struct {ty}",
                 Kernel::release()

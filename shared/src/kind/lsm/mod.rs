@@ -44,8 +44,8 @@ impl Kind for Lsm {
         "lsm"
     }
 
-    fn struct_ops(&self) -> Option<&'static str> {
-        None
+    fn struct_ops(&self) -> &'static [&'static str] {
+        &[]
     }
 
     fn facts(&self, kernel: &Kernel) -> Vec<Fact> {

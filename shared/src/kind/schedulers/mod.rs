@@ -23,6 +23,8 @@ use exit::ExitRecord;
 
 /// The struct_ops type.
 const OPS: &str = "sched_ext_ops";
+/// CPUs by number, or by their place in the topology (Linux 7.3 has both).
+const FORMS: &[&str] = &[OPS, "sched_ext_ops_cid"];
 /// Where the kernel tells of sched_ext.
 const SYSFS: &str = "/sys/kernel/sched_ext";
 
@@ -47,8 +49,8 @@ impl Kind for Schedulers {
         "schedulers"
     }
 
-    fn struct_ops(&self) -> Option<&'static str> {
-        Some(OPS)
+    fn struct_ops(&self) -> &'static [&'static str] {
+        FORMS
     }
 
     fn supported(&self, kernel: &Kernel) -> Result<()> {
@@ -207,7 +209,7 @@ struct Scheduler {
 
 impl Session for Scheduler {
     fn open(&mut self, opened: &mut Opened, policy: &Policy, kernel: &Kernel) -> Result<()> {
-        self.ops = object::struct_ops(policy, &opened.shape, OPS)?.map.clone();
+        self.ops = object::struct_ops(policy, &opened.shape, FORMS)?.map.clone();
         opened.set_struct_ops_text(&self.ops, "name", &ops_name(&policy.manifest.policy.name));
         if kernel.has_member(OPS, "hotplug_seq")
             && let Some(seq) =

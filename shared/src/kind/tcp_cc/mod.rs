@@ -58,8 +58,8 @@ impl Kind for TcpCc {
         "tcp-cc"
     }
 
-    fn struct_ops(&self) -> Option<&'static str> {
-        Some(OPS)
+    fn struct_ops(&self) -> &'static [&'static str] {
+        &[OPS]
     }
 
     fn facts(&self, kernel: &Kernel) -> Vec<Fact> {
@@ -285,7 +285,7 @@ struct Registration {
 
 impl Session for Registration {
     fn open(&mut self, opened: &mut Opened, policy: &Policy, _kernel: &Kernel) -> Result<()> {
-        self.map = object::struct_ops(policy, &opened.shape, OPS)?.map.clone();
+        self.map = object::struct_ops(policy, &opened.shape, &[OPS])?.map.clone();
         if !opened.set_struct_ops_text(&self.map, "name", &self.name) {
             return Err(Error::config(format!("`{}` has no member `name`", self.map)).into());
         }

@@ -53,7 +53,7 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
             loaded.ok_or_else(|| Error::failed(format!("the new {policy} is not loaded")))?;
         let old = live::find(&policy)?;
         let (name, link) = struct_ops_link(&old)?;
-        let map = object::struct_ops(&loaded.policy, &loaded.shape, OPS)?.map.clone();
+        let map = object::struct_ops(&loaded.policy, &loaded.shape, &[OPS])?.map.clone();
         if map != name {
             return Err(Error::config(format!(
                 "the struct_ops map of the new version is called `{map}`, the old one's `{name}`"
