@@ -1,10 +1,13 @@
 //! `polity top` in a real terminal: tmux, at two sizes, with and without colour.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
-use crate::load::{Load, extra};
+use crate::load::{extra, is_guarded};
 use crate::polity::{binary, polity, run, sh};
 use crate::snapshot::sched_ext;
 use crate::trial::{campaigns, eventually, trial};
@@ -70,6 +73,30 @@ impl Drop for Terminal {
     }
 }
 
+/// A denied access every moment.
+struct Denials(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+impl Denials {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let deny = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                is_guarded();
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        };
+        Self(stop, Some(std::thread::spawn(deny)))
+    }
+}
+
+impl Drop for Denials {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        let _ = self.1.take().map(JoinHandle::join);
+    }
+}
+
 /// What a script prints, blanks and all.
 fn sh_raw(script: &str) -> String {
     run(std::process::Command::new("sh").args(["-c", script])).ok().stdout
@@ -85,7 +112,7 @@ fn in_tmux() {
         polity(&["attach", "schedulers/fifo"]).ok();
         count += 1;
     }
-    let load = Load::files();
+    let load = Denials::start();
 
     let terminal = Terminal::start(80, 24, "NO_COLOR=1");
     let screen = terminal.shows(&format!("polity top {count} attached"));
