@@ -63,7 +63,10 @@ impl Terminal {
 
     fn colours(&self) -> bool {
         let raw = sh_raw(&format!("{TMUX} capture-pane -e -p -t top"));
-        raw.contains("\u{1b}[3") || raw.contains(";3")
+        // 39 is the terminal's own.
+        let is_colour = |n: u32| matches!(n, 30..=38 | 90..=97);
+        let marks = raw.split("\u{1b}[").skip(1).filter_map(|rest| rest.split('m').next());
+        marks.flat_map(|mark| mark.split(';')).any(|n| n.parse().is_ok_and(is_colour))
     }
 }
 
