@@ -196,11 +196,10 @@ pub fn attach_in(
 }
 
 impl Attached {
-    /// Leaves a pinned policy to the kernel.
+    /// Leaves a pinned policy to the kernel: its pins hold the links, and closing them here detaches
+    /// nothing. One that stayed open would keep the policy on as long as this process lives.
     pub fn keep(self) {
-        for (_, mut link) in self.links {
-            link.disconnect();
-        }
+        drop(self.links);
     }
 
     /// Takes the policy off and undoes what attaching changed.

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::engine::ArgValueCandidates;
 
-use crate::catalog;
 use crate::cmd;
+use crate::cmd::generate::{Generate, policies};
 use crate::error::Result;
 use crate::kind::tcp_cc::scope::Scope;
 use crate::params::Assignment;
@@ -26,15 +26,6 @@ pub struct Cli {
     /// Tell more (twice: libbpf's own words)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-}
-
-/// What a shell offers where a policy is named.
-fn policies() -> Vec<CompletionCandidate> {
-    let all = catalog::all().0.into_iter();
-    let one = |p: catalog::Policy| {
-        CompletionCandidate::new(p.id()).help(Some(p.manifest.policy.summary.into()))
-    };
-    all.map(one).collect()
 }
 
 /// Where the metrics are unless told otherwise.
@@ -355,22 +346,6 @@ pub struct New {
 pub struct Build {
     /// The policy's folder
     pub folder: PathBuf,
-}
-
-/// What packages ship beside the binary.
-#[derive(Debug, Subcommand)]
-pub enum Generate {
-    /// A man page for the program and each command
-    Man {
-        /// Where they go
-        folder: PathBuf,
-    },
-    /// The JSON Schema of polity.toml
-    Schema,
-    /// The JSON Schema of policy.toml
-    PolicySchema,
-    /// A Grafana dashboard for the built-in policies
-    Dashboard,
 }
 
 /// Started by `run`: puts defaults back when `run` is killed.

@@ -11,6 +11,9 @@ use crate::live::Live;
 use crate::shape::Shape;
 use crate::time;
 
+/// Records read in one go.
+const AT_ONCE: usize = 64;
+
 /// How a policy's records become JSON.
 #[derive(Clone)]
 pub struct Decoder {
@@ -62,8 +65,10 @@ pub fn follow(
     let queue = std::cell::RefCell::new(Vec::new());
     let mut builder = RingBufferBuilder::new();
     builder.add(map, |record: &[u8]| {
-        queue.borrow_mut().push(decoder.json(record));
-        0
+        let mut queue = queue.borrow_mut();
+        queue.push(decoder.json(record));
+        // As long as records come libbpf does not return by itself.
+        if queue.len() < AT_ONCE { 0 } else { -libc::EINTR }
     })?;
     let ring = builder.build()?;
     loop {

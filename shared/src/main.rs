@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use polity::cli::Cli;
+use polity::cli::{Cli, Command};
 use polity::error;
 use tracing_subscriber::EnvFilter;
 
@@ -11,7 +11,11 @@ fn main() -> ExitCode {
     // Asked by a shell (`COMPLETE=bash polity` prints what it sources), it answers and ends.
     clap_complete::CompleteEnv::with_factory(Cli::command).completer("polity").complete();
     let cli = Cli::parse();
-    let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
+    let level = match cli.command {
+        // Whatever is written there would lie across the picture.
+        Command::Top => "off",
+        _ => ["warn", "info", "debug"][usize::from(cli.verbose.min(2))],
+    };
     let colour = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
         && std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt()

@@ -282,3 +282,18 @@ pub fn trim_heap() {
         libc::malloc_trim(0);
     }
 }
+
+/// Runs the calling thread, and none that it starts, in a real-time class: before what the scheduler
+/// under supervision runs, and whatever becomes of that.
+///
+/// # Errors
+/// Not permitted.
+pub fn before_others() -> io::Result<()> {
+    let parameter = libc::sched_param { sched_priority: 1 };
+    let class = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: the pointer is to a whole `sched_param` that outlives the call, which only reads it.
+    match unsafe { libc::sched_setscheduler(0, class, &parameter) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

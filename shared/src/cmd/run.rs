@@ -22,7 +22,7 @@ use crate::supervise::keeper::Keeper;
 use crate::supervise::signals::{self, Signal};
 use crate::supervise::watch::{self, Watch};
 use crate::tree::Tree;
-use crate::{catalog, history, out};
+use crate::{catalog, history, out, supervise};
 
 /// Attaches a policy for as long as this process lives.
 ///
@@ -39,6 +39,9 @@ pub fn run(args: &Run) -> Result<()> {
         return Err(Error::config(format!("the kernel never ejects {} policies", kind.name()))
             .hint("--fallback goes with schedulers")
             .into());
+    }
+    if kind.ejects() {
+        supervise::before_others();
     }
     let params = args.load.subject.params.clone();
     let mut keeper = Keeper::new(policy, params, options.clone(), &care, false);

@@ -14,7 +14,7 @@ use crate::supervise::control::Control;
 use crate::supervise::signals::{self, Signal};
 use crate::supervise::supervisor::Supervisor;
 use crate::supervise::watch;
-use crate::{desired, out};
+use crate::{desired, out, supervise};
 
 /// How often it looks whether the kernel has ejected something.
 const LOOK: Duration = Duration::from_millis(200);
@@ -32,6 +32,7 @@ pub fn run(args: &Serve) -> Result<()> {
         let server = metrics::bind(address)?;
         std::thread::spawn(move || metrics::answer(&server));
     }
+    supervise::before_others();
     let mut supervisor = Supervisor::start(file)?;
     control.say(supervisor.said());
     out::eprintln(&format!("serving {}; SIGHUP reads it again", file.display()));

@@ -72,6 +72,11 @@ impl Chain {
         }
     }
 
+    /// Somebody took off what was attached.
+    pub fn taken_off(&mut self) {
+        self.at = None;
+    }
+
     /// Whether it is time to try the first again.
     pub fn is_due(&self, now: Instant) -> bool {
         self.due.is_some_and(|due| now >= due)

@@ -152,7 +152,7 @@ impl Keeper {
             Some(wait) => {
                 let spent =
                     if self.chain.spent() { ", its stall budget being used up" } else { "" };
-                format!("{} is tried again in {} s{spent}", self.first(), wait.as_secs())
+                format!("{} is tried again in {} s{spent}", self.first(), wait.as_secs_f64().ceil())
             }
         }
     }
@@ -221,10 +221,12 @@ impl Keeper {
     pub fn adopt<'a>(&mut self, live: &'a [Live]) -> Option<&'a Live> {
         let names = self.names();
         let found = live.iter().find(|l| names.contains(&l.meta.policy));
-        if let Some(live) = found
-            && self.now().as_deref() != Some(&live.meta.policy)
-        {
-            self.attached(&live.meta.policy);
+        match found {
+            Some(live) if self.now().as_deref() != Some(&live.meta.policy) => {
+                self.attached(&live.meta.policy);
+            }
+            Some(_) => {}
+            None => self.chain.taken_off(),
         }
         found
     }

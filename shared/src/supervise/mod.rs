@@ -32,3 +32,11 @@ impl Care {
         !self.fallback.is_empty() || !self.guards.is_empty()
     }
 }
+
+/// Puts the calling thread before all that a scheduler of ours runs: whoever looks after one must
+/// not wait for its turn in it.
+pub fn before_others() {
+    if let Err(e) = crate::sys::before_others() {
+        tracing::warn!("can't run before others, so a stalled scheduler stalls this too: {e}");
+    }
+}

@@ -100,24 +100,31 @@ impl Supervisor {
         }
         self.wanted = wanted;
         self.notes.clear();
+        self.kept.clear();
+        self.watches.clear();
         self.begin(ejected > 0)
     }
 
-    /// Begins to watch what is wanted.
+    /// Begins to watch what is wanted and not watched yet, and ends to watch all else.
     fn begin(&mut self, ejected: bool) -> Result<()> {
-        let keep = |w: &Wanted| {
+        let wants = |id: &str| self.wanted.iter().any(|w| w.policy.id() == id);
+        self.kept.retain(|k| wants(&k.keeper.first()));
+        self.watches.retain(|w| wants(&w.policy));
+        for w in &self.wanted {
+            let id = w.policy.id();
+            if !w.care.guards.is_empty() && !self.watches.iter().any(|w| w.policy == id) {
+                self.watches.push(Watch::new(id.clone(), &w.care.guards)?);
+            }
+            if self.kept.iter().any(|k| k.keeper.first() == id) {
+                continue;
+            }
             let (policy, params, options) = (w.policy.clone(), w.params.clone(), w.options.clone());
             let mut keeper = Keeper::new(policy, params, options, &w.care, true);
             if ejected && !w.care.fallback.is_empty() {
                 keeper.failed(Instant::now());
             }
-            Kept { keeper, live: None }
-        };
-        self.kept = self.wanted.iter().map(keep).collect();
-        let guarded = self.wanted.iter().filter(|w| !w.care.guards.is_empty());
-        self.watches = guarded
-            .map(|w| Watch::new(w.policy.id(), &w.care.guards))
-            .collect::<Result<Vec<_>>>()?;
+            self.kept.push(Kept { keeper, live: None });
+        }
         self.adopt(live::all()?);
         self.kept.iter_mut().for_each(|k| k.keeper.prepare());
         Ok(())
@@ -179,6 +186,7 @@ impl Supervisor {
         let Some(at) = self.wanted.iter().position(|w| w.policy.id() == policy) else {
             return Ok(());
         };
+        history::record(policy, "guard tripped", why);
         let mut wanted = self.wanted.clone();
         let bad = wanted.remove(at);
         let before = bad.stand_in().or_else(|| self.predecessor(&bad));
@@ -219,14 +227,17 @@ impl Supervisor {
         found.cloned()
     }
 
-    /// `wanted`, with what stands in for something that was ejected.
+    /// `wanted`, with what stands in for something that was ejected, and without what is off.
     fn in_force(&self, wanted: &[Wanted]) -> Vec<Wanted> {
-        let now = |w: &Wanted| {
-            let kept = self.kept.iter().find(|k| k.keeper.first() == w.policy.id())?;
-            let stand = kept.keeper.now().filter(|now| *now != w.policy.id())?;
-            std::iter::successors(w.stand_in(), Wanted::stand_in).find(|s| s.policy.id() == stand)
+        let one = |w: &Wanted| {
+            let id = w.policy.id();
+            let Some(kept) = self.kept.iter().find(|k| k.keeper.first() == id) else {
+                return Some(w.clone());
+            };
+            let now = kept.keeper.now()?;
+            std::iter::successors(Some(w.clone()), Wanted::stand_in).find(|s| s.policy.id() == now)
         };
-        wanted.iter().map(|w| now(w).unwrap_or_else(|| w.clone())).collect()
+        wanted.iter().filter_map(one).collect()
     }
 
     /// Where the events of all policies come out.

@@ -1,17 +1,21 @@
 //! `polity top` in a real terminal: tmux, at two sizes, with and without colour.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
-use crate::load::{Load, extra};
+use crate::load::{extra, is_guarded};
 use crate::polity::{binary, polity, run, sh};
 use crate::snapshot::sched_ext;
-use crate::trial::{eventually, trial_with};
+use crate::trial::{campaigns, eventually, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
-    vec![trial_with("/usr/bin/tmux", "top::in_tmux", in_tmux)]
+    let runs = campaigns() && std::path::Path::new("/usr/bin/tmux").exists();
+    vec![trial("top::in_tmux", in_tmux).with_ignored_flag(!runs)]
 }
 
 const TMUX: &str = "tmux -u -f /dev/null";
@@ -25,8 +29,8 @@ struct Terminal {
 impl Terminal {
     fn start(width: usize, height: usize, environment: &str) -> Self {
         sh(&format!(
-            "LANG=C.UTF-8 {TMUX} new-session -d -s top -x {width} -y {height} \
-             'env LANG=C.UTF-8 {environment} {} top'",
+            "LC_ALL=C.UTF-8 {TMUX} new-session -d -s top -x {width} -y {height} \
+             'env LC_ALL=C.UTF-8 {environment} {} top'",
             binary().display()
         ));
         Self { width, height }
@@ -45,11 +49,13 @@ impl Terminal {
     /// Waits until the screen shows this, and checks that it fits.
     #[track_caller]
     fn shows(&self, what: &str) -> Vec<String> {
-        let mut screen = Vec::new();
-        eventually(&format!("the screen shows {what:?}"), || {
+        let start = Instant::now();
+        let mut screen = self.screen();
+        while !screen.iter().any(|l| l.contains(what)) {
+            assert!(start.elapsed() < Duration::from_secs(30), "no {what:?} in {screen:#?}");
+            std::thread::sleep(Duration::from_millis(200));
             screen = self.screen();
-            screen.iter().any(|l| l.contains(what))
-        });
+        }
         assert_eq!(screen.len(), self.height, "{screen:#?}");
         assert!(screen.iter().all(|l| l.chars().count() <= self.width), "{screen:#?}");
         screen
@@ -57,13 +63,40 @@ impl Terminal {
 
     fn colours(&self) -> bool {
         let raw = sh_raw(&format!("{TMUX} capture-pane -e -p -t top"));
-        raw.contains("\u{1b}[3") || raw.contains(";3")
+        // 39 is the terminal's own.
+        let is_colour = |n: u32| matches!(n, 30..=38 | 90..=97);
+        let marks = raw.split("\u{1b}[").skip(1).filter_map(|rest| rest.split('m').next());
+        marks.flat_map(|mark| mark.split(';')).any(|n| n.parse().is_ok_and(is_colour))
     }
 }
 
 impl Drop for Terminal {
     fn drop(&mut self) {
         run(std::process::Command::new("sh").args(["-c", &format!("{TMUX} kill-server")]));
+    }
+}
+
+/// A denied access every moment.
+struct Denials(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+impl Denials {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let deny = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                is_guarded();
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        };
+        Self(stop, Some(std::thread::spawn(deny)))
+    }
+}
+
+impl Drop for Denials {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        let _ = self.1.take().map(JoinHandle::join);
     }
 }
 
@@ -82,7 +115,7 @@ fn in_tmux() {
         polity(&["attach", "schedulers/fifo"]).ok();
         count += 1;
     }
-    let load = Load::files();
+    let load = Denials::start();
 
     let terminal = Terminal::start(80, 24, "NO_COLOR=1");
     let screen = terminal.shows(&format!("polity top {count} attached"));

@@ -2,17 +2,24 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use libtest_mimic::Trial;
 use serde_json::Value;
 
+use crate::load::{extra, is_guarded};
 use crate::polity::{binary, polity};
-use crate::trial::trial;
+use crate::trial::{campaigns, eventually, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
-    vec![trial("watching::metrics", metrics), trial("watching::history", history)]
+    vec![
+        trial("watching::metrics", metrics),
+        trial("watching::history", history),
+        trial("watching::events_for_many", events_for_many).with_ignored_flag(!campaigns()),
+    ]
 }
 
 fn metrics() {
@@ -28,6 +35,13 @@ fn metrics() {
     }
     assert!(text.contains("\npolity_attached{policy=\"tcp-cc/dctcp\"} 1\n"), "{text}");
     assert!(text.ends_with("# EOF\n"));
+
+    let file = "/tmp/polity.prom";
+    polity(&["metrics", "--textfile", file]).ok();
+    let written = std::fs::read_to_string(file).unwrap();
+    assert_eq!(written.lines().count(), text.lines().count(), "{written}");
+    assert!(written.ends_with("# EOF\n"));
+    assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o644);
 
     let mut server = Command::new(binary())
         .args(["metrics", "--listen", "127.0.0.1:0"])
@@ -82,4 +96,76 @@ fn history() {
         assert!(line["time"].as_str().unwrap().ends_with('Z'));
     }
     assert!(polity(&["history"]).ok().stdout.contains("polity attach tcp-cc/reno"));
+}
+
+/// `polity events -f` in the background: what it has printed so far.
+struct Follower(Child, Arc<Mutex<Vec<Value>>>);
+
+impl Follower {
+    fn start() -> Self {
+        let mut child =
+            Command::new(binary()).args(["events", "-f"]).stdout(Stdio::piped()).spawn().unwrap();
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let (into, lines) = (events.clone(), BufReader::new(child.stdout.take().unwrap()).lines());
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                into.lock().unwrap().push(serde_json::from_str(&line).unwrap());
+            }
+        });
+        Self(child, events)
+    }
+
+    fn count(&self) -> usize {
+        self.1.lock().unwrap().len()
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// One reads the ring buffer, others read along; when the first goes another takes over.
+fn events_for_many() {
+    let rules = extra("lsm/fs-deny");
+    let args: Vec<&str> = rules.iter().map(String::as_str).collect();
+    polity(&["events"]).fails(1, &["no attached policy has events"]);
+    polity(&[&["attach", "lsm/fs-deny"], &args[..]].concat()).ok();
+    let denied = || assert!(is_guarded());
+    denied();
+    let waiting = polity(&["events"]).ok().stdout;
+    assert_eq!(waiting.lines().count(), 1, "{waiting}");
+    assert_eq!(polity(&["events"]).ok().stdout, "", "it was taken");
+
+    let first = Follower::start();
+    denied();
+    eventually("the first reads", || first.count() == 1);
+    let holder = format!("(process {})", first.0.id());
+    polity(&["events"]).fails(1, &["another polity", &holder, "events -f"]);
+    let others = [Follower::start(), Follower::start()];
+    // They connect in their own time, and get what comes from then on.
+    eventually("the others read along", || {
+        denied();
+        others.iter().all(|o| o.count() > 0)
+    });
+    let before = others.each_ref().map(Follower::count);
+    let at_first = first.count();
+    for _ in 0..10 {
+        denied();
+    }
+    eventually("all get all", || {
+        first.count() >= at_first + 10
+            && others.iter().zip(before).all(|(o, before)| o.count() >= before + 10)
+    });
+    let same = |f: &Follower| f.1.lock().unwrap().last().cloned();
+    assert_eq!(same(&first), same(&others[0]));
+    drop(first);
+    eventually("another takes over", || {
+        denied();
+        others.iter().zip(before).all(|(o, before)| o.count() > before + 10)
+    });
+    drop(others);
+    polity(&["detach", "--all"]).ok();
 }

@@ -185,9 +185,8 @@ impl Update for NewRules {
             }
         }
         crate::history::record_command(&self.meta.policy, "changed");
-        for (_, mut link) in std::mem::take(&mut self.links) {
-            link.disconnect();
-        }
+        // Their pins hold them; a descriptor that stayed open would too.
+        self.links.clear();
         Ok(())
     }
 }
