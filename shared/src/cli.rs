@@ -59,6 +59,8 @@ pub enum Command {
     /// Watch the kernel itself, whatever policy runs
     #[command(subcommand)]
     Trace(Trace),
+    /// Which file rule decides when a process does OP to PATH, and how
+    Why(Why),
     /// What happened to policies, when, why and by whom
     History(Json),
     /// The numbers of all attached policies as OpenMetrics text
@@ -258,6 +260,22 @@ pub struct Runq {
     pub json: bool,
 }
 
+/// `why`.
+#[derive(Debug, Args)]
+pub struct Why {
+    /// The process; that which started polity unless given
+    #[arg(long, value_name = "P")]
+    pub pid: Option<i32>,
+    /// read, write, exec, create, delete, rename, link, chmod, chown, truncate, xattr, stat,
+    /// mount, ioctl or mmap-exec
+    pub op: String,
+    /// What it does it to
+    pub path: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `metrics`.
 #[derive(Debug, Args)]
 pub struct Metrics {
@@ -312,6 +330,7 @@ impl Cli {
             Command::Set(args) => cmd::set::run(&args),
             Command::Events(args) => cmd::events::run(&args),
             Command::Trace(Trace::Runq(args)) => cmd::trace::runq(&args),
+            Command::Why(args) => cmd::why::run(&args),
             Command::History(args) => cmd::history::run(&args),
             Command::Metrics(args) => cmd::metrics::run(&args),
             Command::New(args) => cmd::new::run(&args),

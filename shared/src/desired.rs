@@ -74,7 +74,7 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
         let rules = Some((file.to_owned(), text.to_owned()));
         let options = Options { rules, ..Options::default() };
         // Whatever is wrong with the rules is said now.
-        crate::kind::lsm::rules::parse(file, text, name.get_ref())?;
+        crate::kind::lsm::parse::parse(file, text, name.get_ref())?;
         let params = params(lsm.params, &policy, file, text)?;
         all.push(Wanted { policy, params, options });
     }
@@ -121,6 +121,8 @@ struct File {
     tcp_cc: Named<TcpCc>,
     #[serde(default)]
     lsm: Named<Lsm>,
+    #[serde(rename = "test")]
+    _test: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -148,11 +150,13 @@ struct TcpCc {
 struct Lsm {
     #[serde(default)]
     params: Params,
-    // `kind::lsm::rules` reads these.
+    // `kind::lsm::parse` reads these.
     #[serde(rename = "mode")]
     _mode: Option<IgnoredAny>,
     #[serde(rename = "rules")]
     _rules: Option<IgnoredAny>,
+    #[serde(rename = "test")]
+    _test: Option<IgnoredAny>,
 }
 
 /// The parameters, checked against the policy's manifest.

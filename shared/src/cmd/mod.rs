@@ -29,6 +29,7 @@ pub mod stats;
 pub mod status;
 pub mod swap;
 pub mod trace;
+pub mod why;
 
 /// Prints a value as one document of JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {

@@ -8,7 +8,10 @@
 mod apply;
 mod catalog;
 mod ejected;
+mod file_mounts;
+mod file_revoke;
 mod file_rules;
+mod file_why;
 mod folders;
 mod foreground;
 mod foreign;
@@ -30,6 +33,7 @@ mod swap_killed;
 mod trace;
 mod trial;
 mod watching;
+mod yard;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -63,6 +67,9 @@ fn all() -> Vec<Trial> {
     trials.extend(replace::trials());
     trials.extend(ejected::trials());
     trials.extend(file_rules::trials());
+    trials.extend(file_why::trials());
+    trials.extend(file_mounts::trials());
+    trials.extend(file_revoke::trials());
     trials.extend(apply::trials());
     trials.extend(watching::trials());
     trials.extend(qdisc::trials());

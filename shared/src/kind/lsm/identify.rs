@@ -175,10 +175,12 @@ fn open(at: impl AsFd, name: &str) -> Result<Option<OwnedFd>> {
     }
 }
 
+/// Where control groups are, of version 2.
+pub const CGROUPS: &str = "/sys/fs/cgroup";
+
 /// The id of a control group: its inode number, in version 2.
 pub fn cgroup_id(path: &str) -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
-    let root = Path::new("/sys/fs/cgroup");
-    let folder = root.join(path.trim_start_matches('/'));
+    let folder = Path::new(CGROUPS).join(path.trim_start_matches('/'));
     Some(File::open(folder).ok()?.metadata().ok()?.ino())
 }
