@@ -30,9 +30,7 @@ fn main() -> Result<()> {
             let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let source = folder.join(format!("{name}.bpf.c"));
             let object = out.join(format!("{kind}-{name}.bpf.o"));
-            let mut includes = include.clone();
-            includes.push(folder.clone());
-            compile::compile(&source, &includes, &object)?;
+            compile::compile(&source, &include, &object)?;
             let manifest = folder.join("policy.toml");
             writeln!(
                 list,
@@ -50,9 +48,7 @@ fn main() -> Result<()> {
         let source = entry?.path();
         let file = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if let Some(name) = file.strip_suffix(".bpf.c") {
-            let mut includes = include.clone();
-            includes.push(own.clone());
-            compile::compile(&source, &includes, &out.join(format!("{name}.bpf.o")))?;
+            compile::compile(&source, &include, &out.join(format!("{name}.bpf.o")))?;
         }
     }
     Ok(())

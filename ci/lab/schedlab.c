@@ -5,10 +5,10 @@
  *   schedlab wake HOGS SAMPLES [fifo]   wake-up latency of 4 threads that sleep 2 ms, among
  *                                       HOGS busy processes, and how evenly those were served
  *   schedlab shares SECONDS NICE...     busy processes of these nice values: their shares
+ *   schedlab groups SECONDS CGROUP...   a busy process for each CPU in each: the groups' shares
  *   schedlab pingpong ROUNDS [CPU]      two processes and two pipes, bound to CPU if given
  *   schedlab tree JOBS COUNT            a make-like tree: COUNT short processes, JOBS a time
- *   schedlab deep TASKS SECONDS         TASKS busy processes: switches, longest wait
- *   schedlab abuse WHAT COUNT           see below
+ *   schedlab deep TASKS SECONDS         TASKS busy processes: how evenly they were served
  *
  * Every result is one line of words and numbers on standard output.
  */
@@ -197,12 +197,48 @@ static int shares(double seconds, int n, char **nice_values)
 	return 0;
 }
 
+/* ---- groups ---- */
+
+static void enter(const char *cgroup, pid_t pid)
+{
+	char path[4096];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
+	f = fopen(path, "w");
+	if (!f || fprintf(f, "%d", pid) < 0 || fclose(f))
+		die(path);
+}
+
+static int groups(double seconds, int n, char **cgroups)
+{
+	int each = sysconf(_SC_NPROCESSORS_ONLN);
+	double *ran = calloc(n, sizeof(*ran)), sum = 0;
+
+	for (int i = 0; i < n * each; i++)
+		enter(cgroups[i / each], hog(0));
+	usleep(500000);
+	for (int i = 0; i < n * each; i++)
+		ran[i / each] -= cpu_ns(kids[i]);
+	usleep(seconds * 1e6);
+	for (int i = 0; i < n * each; i++)
+		ran[i / each] += cpu_ns(kids[i]);
+	kill_kids();
+	for (int i = 0; i < n; i++)
+		sum += ran[i];
+	printf("groups");
+	for (int i = 0; i < n; i++)
+		printf(" %s:%.4f", cgroups[i], ran[i] / sum);
+	printf("\n");
+	return 0;
+}
+
 /* ---- pingpong ---- */
 
 static int pingpong(int rounds, int cpu)
 {
 	int there[2], back[2];
-	long long start;
+	long long start = 0;
 	char c = 0;
 
 	if (pipe(there) || pipe(back))
@@ -281,12 +317,9 @@ static int tree(int jobs, int count)
 
 static int deep(int tasks, double seconds)
 {
-	struct rusage before, after;
 	double *ran = calloc(tasks, sizeof(*ran));
 	int never = 0;
 
-	(void)before;
-	(void)after;
 	for (int i = 0; i < tasks; i++)
 		hog(0);
 	for (int i = 0; i < tasks; i++)
@@ -302,120 +335,6 @@ static int deep(int tasks, double seconds)
 	return 0;
 }
 
-/* ---- abuse ---- */
-
-static int nr_cpus(void)
-{
-	return sysconf(_SC_NPROCESSORS_CONF);
-}
-
-static pid_t any_kid(void)
-{
-	return kids[rand() % nr_kids];
-}
-
-static void write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY);
-
-	if (fd < 0 || write(fd, text, strlen(text)) < 0)
-		perror(path);
-	if (fd >= 0)
-		close(fd);
-}
-
-static void abuse_affinity(void)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	for (int n = rand() % 3; n >= 0; n--)
-		CPU_SET(rand() % nr_cpus(), &set);
-	if (rand() % 5 == 0)
-		for (int cpu = 0; cpu < nr_cpus(); cpu++)
-			CPU_SET(cpu, &set);
-	sched_setaffinity(any_kid(), sizeof(set), &set);
-}
-
-static void abuse_class(void)
-{
-	struct sched_param normal = { 0 }, realtime = { .sched_priority = 1 };
-	pid_t pid = any_kid();
-
-	sched_setscheduler(pid, SCHED_RR, &realtime);
-	sched_setscheduler(pid, rand() & 1 ? SCHED_BATCH : SCHED_OTHER, &normal);
-}
-
-static void abuse_hotplug(int i)
-{
-	int cpu = 1 + i % (nr_cpus() - 1);
-	char path[64];
-
-	snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
-	pin(any_kid(), cpu);
-	pin(any_kid(), cpu);
-	write_file(path, "0");
-	usleep(30000);
-	write_file(path, "1");
-	usleep(30000);
-}
-
-/* A real-time task that never sleeps holds CPU 1 for that many seconds. */
-static void abuse_rt(int seconds)
-{
-	pid_t pid = fork();
-
-	if (!pid) {
-		long long end = now_ns(CLOCK_MONOTONIC) + seconds * 1000000000LL;
-
-		pin(0, 1);
-		be_realtime();
-		while (now_ns(CLOCK_MONOTONIC) < end)
-			;
-		_exit(0);
-	}
-	waitpid(pid, NULL, 0);
-}
-
-static int abuse(const char *what, int count)
-{
-	long long start = now_ns(CLOCK_MONOTONIC);
-
-	srand(1);
-	if (!strcmp(what, "fork"))
-		for (int i = 0; i < count; i++)
-			hog(0);
-	else
-		for (int i = 0; i < 4 * nr_cpus(); i++)
-			hog(0);
-	if (!strcmp(what, "rt")) {
-		write_file("/proc/sys/kernel/sched_rt_runtime_us", "-1");
-		abuse_rt(count);
-		count = 0;
-	}
-	if (!strcmp(what, "fork")) {
-		sleep(2);
-		count = 0;
-	}
-	for (int i = 0; i < count; i++) {
-		if (!strcmp(what, "affinity"))
-			abuse_affinity();
-		else if (!strcmp(what, "nice"))
-			setpriority(PRIO_PROCESS, any_kid(), rand() % 40 - 20);
-		else if (!strcmp(what, "class"))
-			abuse_class();
-		else if (!strcmp(what, "stop"))
-			kill(any_kid(), rand() & 1 ? SIGSTOP : SIGCONT);
-		else if (!strcmp(what, "hotplug"))
-			abuse_hotplug(i);
-		else
-			return 2;
-	}
-	printf("abuse %s: %.3f s\n", what, (now_ns(CLOCK_MONOTONIC) - start) / 1e9);
-	kill_kids();
-	return 0;
-}
-
 int main(int argc, char **argv)
 {
 	const char *what = argc > 2 ? argv[1] : "";
@@ -425,14 +344,14 @@ int main(int argc, char **argv)
 		return wake(n, atoi(argv[3]), argc > 4);
 	if (!strcmp(what, "shares") && argc > 3)
 		return shares(atof(argv[2]), argc - 3, argv + 3);
+	if (!strcmp(what, "groups") && argc > 3)
+		return groups(atof(argv[2]), argc - 3, argv + 3);
 	if (!strcmp(what, "pingpong"))
 		return pingpong(n, argc > 3 ? atoi(argv[3]) : -1);
 	if (!strcmp(what, "tree") && argc > 3)
 		return tree(n, atoi(argv[3]));
 	if (!strcmp(what, "deep") && argc > 3)
 		return deep(n, atof(argv[3]));
-	if (!strcmp(what, "abuse") && argc > 3)
-		return abuse(argv[2], atoi(argv[3]));
 	fprintf(stderr, "usage: see the top of schedlab.c\n");
 	return 2;
 }

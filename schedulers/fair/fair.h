@@ -10,6 +10,7 @@
 #define MAX_LLCS	64	/* bits of fair_task.llcs */
 #define MAX_QUEUES	(MAX_LLCS + MAX_CPUS)
 
+#define NICE_0_WEIGHT	1024
 
 /* Where a task goes that has no node: a queue of the kernel's, first in, first out. */
 #define FALLBACK_DSQ	0
@@ -25,6 +26,7 @@
 struct fair_node {
 	struct bpf_rb_node rb;
 	u64 key;	/* virtual time at which the task is due */
+	u64 since;	/* when it was queued */
 	u64 serial;	/* valid while it equals the task's */
 	u32 weight;
 	s32 pid;
@@ -38,32 +40,36 @@ struct fair_queue {
 	struct bpf_spin_lock lock;
 	u32 depth;
 	struct bpf_rb_root tree __contains(fair_node, rb);
-	u64 first;	/* key of the first node, while there is one */
+	u64 first;	/* of the first node: key, */
+	u64 since;	/* when it was queued, */
+	u64 weight;	/* weight */
 	u64 clock;	/* virtual time: the largest key served so far */
 	u64 load;	/* sum of the weights in the tree */
 	u32 nr_cpus;	/* that it feeds */
+	u32 single;	/* it is a CPU's own, not a cache's */
+	u32 idler;	/* 1 + the CPU that last found nothing in a cache's queue */
 } __attribute__((aligned(64)));
 
 struct fair_task {
 	struct fair_node __kptr *node;
-	u64 serial;	/* of the node that stands for the task */
+	u64 serial;	/* of the node that stands for it; starts at the time it came to us */
 	u64 vtime;	/* run time so far, divided by weight */
 	u64 llcs;	/* the caches on all of whose CPUs it may run, a bit each */
 	u64 charged;	/* p->se.sum_exec_runtime up to which vtime is right */
-	u32 weight;
-	u32 queue;	/* whose clock vtime goes by, and where its node belongs */
+	u32 weight;	/* of its nice value */
+	u32 group;	/* its cgroup's slot */
+	u32 counted;	/* what the group's load holds for it, 0 while inactive */
+	u32 queue;	/* whose clock vtime goes by */
+	u32 tree;	/* where its node is, when it is not parked */
+	u32 has_node;	/* it was given one: parked, in a tree, or on its way */
 	u32 queued;	/* it waits: cleared by whoever dispatches it */
 };
 
-/* What each CPU runs, for wakers that look for a victim, and how its two queues share it. */
 struct fair_cpu {
-	u64 vtime;	/* of the running task when it was switched in */
-	u64 since;	/* when that was */
-	u64 served[2];	/* virtual service: [0] the cache's queue, [1] its own */
-	u32 llc;
-	u32 running;	/* a task of ours runs */
-	u32 offline;
+	u64 victim;	/* when the last task that was preempted here had come */
+	u32 turn;	/* counts, to look at another cache each time */
 	u32 helped;	/* its last turn went to another cache's task */
+	u32 offline;
 } __attribute__((aligned(64)));
 
 struct fair_stats {

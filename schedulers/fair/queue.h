@@ -17,6 +17,8 @@ struct {
 	__type(value, struct fair_queue);
 } queues SEC(".maps");
 
+u32 nr_single;	/* nodes in the CPUs' own queues, so that nobody searches those in vain */
+
 /* The caches' queues come first, then the CPUs'. */
 static struct fair_queue *queue_of(u32 id)
 {
@@ -38,9 +40,14 @@ static bool node_before(struct bpf_rb_node *a, const struct bpf_rb_node *b)
 static __always_inline void queue_refresh_first(struct fair_queue *q)
 {
 	struct bpf_rb_node *rb = bpf_rbtree_first(&q->tree);
+	struct fair_node *n;
 
-	if (rb)
-		q->first = container_of(rb, struct fair_node, rb)->key;
+	if (!rb)
+		return;
+	n = container_of(rb, struct fair_node, rb);
+	q->first = n->key;
+	q->since = n->since;
+	q->weight = n->weight;
 }
 
 /* Takes the node over. */
@@ -52,6 +59,8 @@ static __always_inline void queue_push(struct fair_queue *q, struct fair_node *n
 	bpf_rbtree_add(&q->tree, &n->rb, node_before);
 	queue_refresh_first(q);
 	bpf_spin_unlock(&q->lock);
+	if (q->single)
+		__sync_fetch_and_add(&nr_single, 1);
 	stat_inc(tree_inserts);
 	stat_set(depth, q->depth);
 }
@@ -78,6 +87,8 @@ static __always_inline struct fair_node *queue_pop(struct fair_queue *q)
 out:
 	bpf_spin_unlock(&q->lock);
 	if (n) {
+		if (q->single)
+			__sync_fetch_and_sub(&nr_single, 1);
 		stat_inc(tree_pops);
 		stat_set(depth, q->depth);
 	}

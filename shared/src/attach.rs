@@ -14,7 +14,7 @@ use crate::object;
 use crate::params::Assignment;
 use crate::shape::Shape;
 use crate::tree::{self, Tree};
-use crate::{history, mend, swap, sys, timing};
+use crate::{crash, history, mend, swap, sys, tables, timing};
 
 /// A policy that the kernel's verifier has accepted, not yet attached.
 pub struct Loaded {
@@ -41,16 +41,21 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     let mut opened = object::open(&policy)?;
     let mut session = kind.session(&policy, options)?;
     // Bad input is the user's to mend on any kernel, so it comes before the kernel's probes.
-    if let Some(ty) = kind.struct_ops() {
-        object::struct_ops(&policy, &opened.shape, ty)?;
-    }
+    let form = match kind.struct_ops() {
+        [] => None,
+        forms => Some(object::struct_ops(&policy, &opened.shape, forms)?.ty.clone()),
+    };
     crate::params::assign(
         &crate::params::known(&policy.manifest, &opened.shape, &policy.file(), &policy.text)?,
         params,
         &policy.id(),
     )?;
+    let tables = tables::images(&mut opened, &policy, options.tables.as_ref())?;
     let kernel = Kernel::probe();
     kind.supported(&kernel)?;
+    if let Some(form) = &form {
+        kernel.require(&format!("struct {form}"))?;
+    }
     for requirement in &policy.manifest.policy.requires {
         kernel.require(requirement)?;
     }
@@ -64,6 +69,7 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     }
     drop(kernel);
     let (mut object, shape) = opened.load(&policy)?;
+    timing::bpf(|| tables::fill(&object, &tables))?;
     timing::bpf(|| session.configure(&mut object, &shape))?;
     Ok(Loaded { policy, kind, object, shape, warnings, session })
 }
@@ -98,11 +104,20 @@ fn already(there: &Live) -> Error {
 /// The same.
 pub fn vacant(id: &str) -> Result<()> {
     // Not root: there is a better word for that later.
-    let Ok(all) = live::all() else { return Ok(()) };
-    let Some(there) = all.iter().find(|l| l.meta.policy == id) else { return Ok(()) };
-    match there.kind()?.condition(there) {
-        Condition::Ejected(_) => Ok(()),
-        _ => Err(already(there).into()),
+    if live::need_root("").is_err() {
+        return Ok(());
+    }
+    ejected(id).map(|_| ())
+}
+
+/// The pins of a policy called `id` that the kernel has ejected: they may be replaced.
+fn ejected(id: &str) -> Result<Option<Live>> {
+    let Some(there) = live::all()?.into_iter().find(|l| l.meta.policy == id) else {
+        return Ok(None);
+    };
+    match there.kind()?.condition(&there) {
+        Condition::Ejected(_) if there.folder.is_some() => Ok(Some(there)),
+        _ => Err(already(&there).into()),
     }
 }
 
@@ -140,13 +155,9 @@ pub fn attach_in(
     pin: bool,
 ) -> Result<Attached> {
     let id = loaded.policy.id();
-    if let Some(there) = live::all()?.iter().find(|l| l.meta.policy == id) {
-        if matches!(loaded.kind.condition(there), Condition::Ejected(_)) && there.folder.is_some() {
-            tracing::warn!("{id} had been ejected by the kernel; its pins are replaced");
-            detach(there, tree)?;
-        } else {
-            return Err(already(there).into());
-        }
+    if let Some(there) = ejected(&id)? {
+        tracing::warn!("{id} had been ejected by the kernel; its pins are replaced");
+        detach(&there, tree)?;
     }
     loaded.session.ready()?;
 
@@ -230,23 +241,31 @@ impl Attached {
     }
 }
 
-/// Takes a pinned policy off.
+/// Takes a pinned policy off, out of a swap too.
 ///
 /// # Errors
 /// `polity run` holds it, or what attaching changed can't be undone; it stays attached then.
 pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
-    if live.folder.is_none() {
-        let pid = live.meta.pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
-        return Err(Error::failed(format!("{} is held by polity run{pid}", live.meta.policy))
-            .hint("press Ctrl-C there, or send that process SIGTERM")
-            .into());
-    }
+    take_off(live, tree)?;
+    swap::forget(&live.meta.policy);
+    Ok(())
+}
+
+/// The same within a swap, which goes on.
+///
+/// # Errors
+/// The same.
+pub fn take_off(live: &Live, tree: &Tree) -> Result<()> {
+    live.pins()?;
     let kind = live.kind()?;
+    if let Condition::Ejected(why) = kind.condition(live) {
+        // Its record goes with it.
+        crash::keep(live, &why);
+    }
     kind.undo(live)?;
     unpin(live, tree);
     history::record_command(&live.meta.policy, "detached");
     kind.settle(live);
-    swap::forget(&live.meta.policy);
     Ok(())
 }
 

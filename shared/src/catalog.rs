@@ -137,19 +137,19 @@ impl Policy {
             .into());
         }
         trusted(&source)?;
-        build(folder, &source)
+        build(&source)
     }
 }
 
 /// Compiles `source` with the headers that the binary carries.
-fn build(folder: &Path, source: &Path) -> Result<Vec<u8>> {
+fn build(source: &Path) -> Result<Vec<u8>> {
     let place = Scratch::new()?;
     let include = place.0.join("include");
     let reader = ruzstd::decoding::StreamingDecoder::new(HEADERS)
         .map_err(|e| Error::failed(format!("can't unpack the headers: {e}")))?;
     tar::Archive::new(reader).unpack(&include)?;
     let object = place.0.join("policy.bpf.o");
-    let includes = [include.clone(), include.join("bpf-compat"), folder.to_owned()];
+    let includes = [include.clone(), include.join("bpf-compat")];
     compile::compile(source, &includes, &object).map_err(|e| {
         Error::config(format!("{e:#}"))
             .hint("a compiled NAME.bpf.o beside policy.toml is taken as it is")

@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 
+use crate::catalog;
 use crate::cmd;
 use crate::error::Result;
+use crate::kind::tcp_cc::scope::Scope;
 use crate::params::Assignment;
 
 /// Loads, swaps and watches kernel policies written in BPF.
@@ -24,6 +27,18 @@ pub struct Cli {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
+
+/// What a shell offers where a policy is named.
+fn policies() -> Vec<CompletionCandidate> {
+    let all = catalog::all().0.into_iter();
+    let one = |p: catalog::Policy| {
+        CompletionCandidate::new(p.id()).help(Some(p.manifest.policy.summary.into()))
+    };
+    all.map(one).collect()
+}
+
+/// Where the metrics are unless told otherwise.
+const METRICS: &str = "127.0.0.1:9843";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -46,12 +61,14 @@ pub enum Command {
     Swap(Swap),
     /// Make the system what a file says, all or nothing
     Apply(Apply),
+    /// Make the system what a file says and keep it so: fallbacks, guards, metrics
+    Serve(Serve),
     /// What is attached, and whether it is as it should be
     Status(Json),
     /// The numbers of one or all attached policies
     Stats(Stats),
     /// Programs, maps, links and reference counts of an attached policy
-    Inspect(One),
+    Inspect(Inspect),
     /// Change a live parameter of an attached policy
     Set(Set),
     /// Events of attached policies, one JSON object a line
@@ -61,6 +78,8 @@ pub enum Command {
     Trace(Trace),
     /// Which file rule decides when a process does OP to PATH, and how
     Why(Why),
+    /// Policies, rates, CPUs and events in the terminal
+    Top,
     /// What happened to policies, when, why and by whom
     History(Json),
     /// The numbers of all attached policies as OpenMetrics text
@@ -69,6 +88,9 @@ pub enum Command {
     New(New),
     /// Compile the .bpf.c of a policy folder to the .bpf.o beside it
     Build(Build),
+    /// What packages ship beside the binary
+    #[command(subcommand, hide = true)]
+    Generate(Generate),
     /// Started by `run`
     #[command(hide = true)]
     Guardian(Guardian),
@@ -86,7 +108,21 @@ pub struct Json {
 #[derive(Debug, Args)]
 pub struct One {
     /// KIND/NAME or a folder
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// KIND/NAME or a folder
+    pub policy: String,
+    /// tcp-cc: each socket that runs it, with the algorithm's private state
+    #[arg(long)]
+    pub sockets: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -96,6 +132,7 @@ pub struct One {
 #[derive(Debug, Args)]
 pub struct Subject {
     /// KIND/NAME or a folder
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: String,
     /// Set a parameter (repeatable)
     #[arg(long = "param", value_name = "NAME=VALUE")]
@@ -103,6 +140,9 @@ pub struct Subject {
     /// File rules for an LSM policy; without rules it attaches no hook
     #[arg(long, value_name = "FILE")]
     pub rules: Option<PathBuf>,
+    /// Rows for the policy's tables: a desired-state file of which only those are read
+    #[arg(long, value_name = "FILE")]
+    pub tables: Option<PathBuf>,
 }
 
 /// `check`.
@@ -128,6 +168,9 @@ pub struct Load {
     /// tcp-cc: move established sockets too
     #[arg(long)]
     pub migrate: bool,
+    /// tcp-cc: only these connections.
+    #[command(flatten)]
+    pub scope: Scope,
     /// schedulers: take over from another scheduler
     #[arg(long)]
     pub replace: bool,
@@ -139,6 +182,12 @@ pub struct Run {
     /// What to load.
     #[command(flatten)]
     pub load: Load,
+    /// schedulers: what takes over when the kernel ejects it (repeatable, in this order)
+    #[arg(long = "fallback", value_name = "POLICY", add = ArgValueCandidates::new(policies))]
+    pub fallback: Vec<String>,
+    /// Take it off when a number stays beyond a limit: "retransmit_ratio above 0.02 for 30s"
+    #[arg(long = "guard", value_name = "GUARD")]
+    pub guards: Vec<String>,
     /// Seconds between two lines of statistics
     #[arg(long, value_name = "S", default_value_t = 1)]
     pub interval: u64,
@@ -159,7 +208,7 @@ pub struct Attach {
 #[derive(Debug, Args)]
 pub struct Detach {
     /// KIND/NAME or a folder
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    #[arg(required_unless_present = "all", conflicts_with = "all", add = ArgValueCandidates::new(policies))]
     pub policy: Option<String>,
     /// Everything that is attached
     #[arg(long)]
@@ -169,9 +218,12 @@ pub struct Detach {
 /// `swap`.
 #[derive(Debug, Args)]
 pub struct Swap {
-    /// What gives way: KIND/NAME, or kernel/NAME for one of the kernel's own algorithms
+    /// What gives way: KIND/NAME, or kernel/NAME for one of the kernel's own (kernel/cubic,
+    /// kernel/eevdf)
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub old: String,
     /// What takes its place; the same name once more upgrades a policy's code
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub new: String,
     /// Set a parameter of NEW (repeatable)
     #[arg(long = "param", value_name = "NAME=VALUE")]
@@ -185,6 +237,12 @@ pub struct Swap {
     /// tcp-cc: where sockets without ECN go when NEW needs it; else they are left
     #[arg(long, value_name = "NAME")]
     pub no_ecn_to: Option<String>,
+    /// tcp-cc: only these connections; the others stay with OLD.
+    #[command(flatten)]
+    pub scope: Scope,
+    /// schedulers: put OLD back when the kernel ejects NEW within this time; 10 unless given
+    #[arg(long, value_name = "SECONDS")]
+    pub probation: Option<u64>,
     /// Revert a swap that was interrupted
     #[arg(long)]
     pub abort: bool,
@@ -206,10 +264,21 @@ pub struct Apply {
     pub json: bool,
 }
 
+/// `serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// The desired state; /etc/polity.toml unless given
+    pub file: Option<PathBuf>,
+    /// Answer HTTP requests for /metrics too
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = METRICS)]
+    pub listen: Option<std::net::SocketAddr>,
+}
+
 /// `stats`.
 #[derive(Debug, Args)]
 pub struct Stats {
     /// KIND/NAME or a folder; all without it
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: Option<String>,
     /// Print again every S seconds, with rates
     #[arg(long, value_name = "S", num_args = 0..=1, default_missing_value = "1")]
@@ -223,6 +292,7 @@ pub struct Stats {
 #[derive(Debug, Args)]
 pub struct Set {
     /// KIND/NAME or a folder
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: String,
     /// The parameter and its new value
     #[arg(required = true, value_name = "NAME=VALUE")]
@@ -236,6 +306,7 @@ pub struct Events {
     #[arg(short, long)]
     pub follow: bool,
     /// Only this policy's
+    #[arg(add = ArgValueCandidates::new(policies))]
     pub policy: Option<String>,
     /// Print JSON (it always does)
     #[arg(long)]
@@ -280,8 +351,11 @@ pub struct Why {
 #[derive(Debug, Args)]
 pub struct Metrics {
     /// Answer HTTP requests for /metrics instead of printing them once
-    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:9843")]
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = METRICS)]
     pub listen: Option<std::net::SocketAddr>,
+    /// Write them to a file for node_exporter's textfile collector, whole at every moment
+    #[arg(long, value_name = "FILE.prom", conflicts_with = "listen")]
+    pub textfile: Option<PathBuf>,
 }
 
 /// `new`.
@@ -299,6 +373,22 @@ pub struct New {
 pub struct Build {
     /// The policy's folder
     pub folder: PathBuf,
+}
+
+/// What packages ship beside the binary.
+#[derive(Debug, Subcommand)]
+pub enum Generate {
+    /// A man page for the program and each command
+    Man {
+        /// Where they go
+        folder: PathBuf,
+    },
+    /// The JSON Schema of polity.toml
+    Schema,
+    /// The JSON Schema of policy.toml
+    PolicySchema,
+    /// A Grafana dashboard for the built-in policies
+    Dashboard,
 }
 
 /// Started by `run`: puts defaults back when `run` is killed.
@@ -324,6 +414,7 @@ impl Cli {
             Command::Detach(args) => cmd::detach::run(&args),
             Command::Swap(args) => cmd::swap::run(&args),
             Command::Apply(args) => cmd::apply::run(&args),
+            Command::Serve(args) => cmd::serve::run(&args),
             Command::Status(args) => cmd::status::run(&args),
             Command::Stats(args) => cmd::stats::run(&args),
             Command::Inspect(args) => cmd::inspect::run(&args),
@@ -331,10 +422,12 @@ impl Cli {
             Command::Events(args) => cmd::events::run(&args),
             Command::Trace(Trace::Runq(args)) => cmd::trace::runq(&args),
             Command::Why(args) => cmd::why::run(&args),
+            Command::Top => cmd::top::run(),
             Command::History(args) => cmd::history::run(&args),
             Command::Metrics(args) => cmd::metrics::run(&args),
             Command::New(args) => cmd::new::run(&args),
             Command::Build(args) => cmd::build::run(&args),
+            Command::Generate(args) => cmd::generate::run(&args),
             Command::Guardian(args) => cmd::guardian::run(&args),
         }
     }

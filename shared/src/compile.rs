@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 /// The oldest clang that compiles the scx headers.
 const MIN_CLANG: u32 = 16;
 
-/// Compiles `source` to the object `out`, with `includes` as header folders.
+/// Compiles `source` to the object `out`, with `includes` as header folders. The folder that it
+/// lies in comes before them: who brings a header of their own means that one.
 ///
 /// # Errors
 /// No usable clang, or what clang says (with file and line).
@@ -24,7 +25,7 @@ pub fn compile(source: &Path, includes: &[PathBuf], out: &Path) -> Result<()> {
         .args(["-g", "-O2", "-Wall", "-mcpu=v3", "--target=bpf"])
         .arg(format!("-D__TARGET_ARCH_{arch}"))
         .arg(format!("-D__SCX_TARGET_ARCH_{arch}"));
-    for include in includes {
+    for include in source.parent().into_iter().chain(includes.iter().map(PathBuf::as_path)) {
         command.arg("-I").arg(include);
     }
     // Debian keeps bits/ apart, and clang looks there only for its own target.

@@ -1,23 +1,32 @@
 //! What a system is to be: the file that `polity apply` takes (DESIGN.md section 5).
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use toml::de::{DeTable, DeValue, Deserializer};
 use toml::{Spanned, Value};
 
 use crate::catalog::{self, Policy};
 use crate::error::{Error, Result, from_toml};
-use crate::kind::Options;
+use crate::kind::tcp_cc::scope::Scope;
+use crate::kind::{self, Options};
 use crate::params::Assignment;
+use crate::supervise::Care;
+use crate::supervise::chain::Retry;
+use crate::supervise::guard;
+use crate::tables::Tables;
 
 /// Where it is unless another file is given.
 pub const FILE: &str = "/etc/polity.toml";
 
 /// A policy that is to be attached.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Wanted {
     /// The policy.
     pub policy: Policy,
@@ -25,6 +34,18 @@ pub struct Wanted {
     pub params: Vec<Assignment>,
     /// Default, sockets, rules.
     pub options: Options,
+    /// What a supervisor does about it.
+    pub care: Care,
+}
+
+impl Wanted {
+    /// What takes its place when it can't stay.
+    pub fn stand_in(&self) -> Option<Self> {
+        let (policy, rest) = self.care.fallback.split_first()?;
+        let care = Care { fallback: rest.to_vec(), retry: self.care.retry, guards: Vec::new() };
+        let (params, options) = (Vec::new(), Options::default());
+        Some(Self { policy: policy.clone(), params, options, care })
+    }
 }
 
 /// All policies that are to be attached, and no others.
@@ -48,17 +69,14 @@ pub fn read(file: &Path) -> Result<Vec<Wanted>> {
 /// # Errors
 /// The same.
 pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
-    let raw: File = toml::from_str(text).map_err(|e| from_toml(file, text, &e))?;
+    let mut doc = DeTable::parse(text).map_err(|e| from_toml(file, text, &e))?;
+    let mut tables = tables(doc.get_mut(), file, text)?;
+    let raw = File::deserialize(Deserializer::from(doc)).map_err(|e| from_toml(file, text, &e))?;
     let at = |span: Range<usize>, what: String| Error::at(file, text, span, what);
     if let Some((name, _)) = raw.schedulers.iter().nth(1) {
         return Err(at(name.span(), "a second scheduler: the kernel runs one at a time".into())
             .hint("a scheduler's `fallback` is what takes over when it is ejected")
             .into());
-    }
-    let mut defaults = raw.tcp_cc.iter().filter(|(_, t)| t.default);
-    if let (Some((first, _)), Some((second, _))) = (defaults.next(), defaults.next()) {
-        let both = format!("`{}` is the default already", first.get_ref());
-        return Err(at(second.span(), both).hint("one algorithm can be the default").into());
     }
     let find = |kind: &str, name: &Spanned<String>| -> Result<Policy> {
         let id = format!("{kind}/{}", name.get_ref());
@@ -72,90 +90,199 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
     for (name, lsm) in raw.lsm {
         let policy = find("lsm", &name)?;
         let rules = Some((file.to_owned(), text.to_owned()));
-        let options = Options { rules, ..Options::default() };
+        let tables = tables.remove(&policy.id());
+        let options = Options { rules, tables, ..Options::default() };
         // Whatever is wrong with the rules is said now.
         crate::kind::lsm::parse::parse(file, text, name.get_ref())?;
         let params = params(lsm.params, &policy, file, text)?;
-        all.push(Wanted { policy, params, options });
+        let care = Care { guards: guards(lsm.guard, file, text)?, ..Care::default() };
+        all.push(Wanted { policy, params, options, care });
     }
+    let mut defaults: Vec<(String, Option<Scope>)> = Vec::new();
     for (name, tcp) in raw.tcp_cc {
-        if tcp.migrate && !tcp.default {
-            return Err(at(name.span(), "`migrate` goes with `default`".into())
-                .hint("it moves established sockets to the new default")
+        let TcpCc { default, migrate, netns, cgroup, port, prefix, percent, .. } = tcp;
+        let scope = Scope { netns, cgroup, port, prefix, percent };
+        let settled = scope.settle(default).map_err(|e| at(name.span(), format!("{e:#}")))?;
+        let (default, scope) = settled;
+        if default && let Some((first, _)) = defaults.iter().find(|(_, other)| *other == scope) {
+            let both = format!("`{first}` is the default already");
+            return Err(at(name.span(), both).hint("one algorithm can be the default").into());
+        }
+        if default {
+            defaults.push((name.get_ref().clone(), scope.clone()));
+        }
+        if migrate && !default && scope.is_none() {
+            return Err(at(name.span(), "`migrate` goes with `default` or a scope".into())
+                .hint("it moves established sockets, too")
                 .into());
         }
-        let options = Options { default: tcp.default, migrate: tcp.migrate, ..Options::default() };
         let policy = find("tcp-cc", &name)?;
+        let options = Options {
+            default,
+            migrate,
+            scope,
+            tables: tables.remove(&policy.id()),
+            ..Options::default()
+        };
         let params = params(tcp.params, &policy, file, text)?;
-        all.push(Wanted { policy, params, options });
+        let care = Care { guards: guards(tcp.guard, file, text)?, ..Care::default() };
+        all.push(Wanted { policy, params, options, care });
     }
     for (name, scheduler) in raw.schedulers {
-        for fallback in &scheduler.fallback {
-            if let Err(e) = catalog::find(fallback.get_ref()) {
-                return Err(at(fallback.span(), format!("{e:#}")).into());
-            }
-        }
-        if !scheduler.fallback.is_empty() {
-            tracing::warn!(
-                "schedulers.{}: `fallback` needs a supervisor, which there is not yet; \
-                 the kernel's own scheduler takes over",
-                name.get_ref()
-            );
-        }
         let policy = find("schedulers", &name)?;
+        let care = Care {
+            fallback: fallback(&scheduler.fallback, &policy, file, text)?,
+            retry: match scheduler.retry {
+                Some(raw) => retry(raw, file, text)?,
+                None => Retry::default(),
+            },
+            guards: guards(scheduler.guard, file, text)?,
+        };
         let params = params(scheduler.params, &policy, file, text)?;
-        all.push(Wanted { policy, params, options: Options::default() });
+        let tables = tables.remove(&policy.id());
+        let options = Options { tables, ..Options::default() };
+        all.push(Wanted { policy, params, options, care });
     }
     Ok(all)
+}
+
+/// Takes the tables of every policy out of the file, by `kind/name`: which there may be stands in
+/// the policies' manifests.
+fn tables(doc: &mut DeTable<'_>, file: &Path, text: &str) -> Result<BTreeMap<String, Tables>> {
+    let named = |kind: &str| match doc.get(kind).map(Spanned::get_ref) {
+        Some(DeValue::Table(all)) => {
+            all.keys().map(|n| format!("{kind}/{}", n.get_ref())).collect()
+        }
+        _ => Vec::new(),
+    };
+    let all: Vec<String> = kind::all().flat_map(|kind| named(kind.name())).collect();
+    let mut tables = BTreeMap::new();
+    // One that can't be found is told where it is wanted.
+    for policy in all.iter().filter_map(|id| catalog::find(id).ok()) {
+        if let Some(of) = Tables::take(doc, &policy, file, text)? {
+            tables.insert(policy.id(), of);
+        }
+    }
+    Ok(tables)
+}
+
+/// What the schema says of a policy's own tables.
+fn rows() -> serde_json::Value {
+    serde_json::json!({"type": "array", "items": {"type": "object"},
+        "description": "Rows of a table of the policy: `polity show` lists its fields."})
 }
 
 type Params = Named<Value>;
 type Named<T> = BTreeMap<Spanned<String>, T>;
 
-#[derive(Deserialize)]
+/// What a system is to be: every table is a policy that is to be attached.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
+    /// CPU schedulers: one at most.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Scheduler>")]
     schedulers: Named<Scheduler>,
+    /// TCP congestion control: any number, of which one can be the default.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, TcpCc>")]
     tcp_cc: Named<TcpCc>,
+    /// File rules.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Lsm>")]
     lsm: Named<Lsm>,
+    /// What `polity check` tries on the rules: see the README of `lsm`.
     #[serde(rename = "test")]
+    #[schemars(with = "Option<Vec<serde_json::Map<String, serde_json::Value>>>")]
     _test: Option<IgnoredAny>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("additionalProperties" = rows()))]
 struct Scheduler {
+    /// Parameters, where they differ from the manifest: `polity show` lists them.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     params: Params,
+    /// What takes over, in this order, when the kernel ejects it (`polity serve` sees to that).
     #[serde(default)]
+    #[schemars(with = "Vec<String>")]
     fallback: Vec<Spanned<String>>,
+    /// When it is tried again after an ejection.
+    retry: Option<RawRetry>,
+    /// When it is rolled back (`polity serve` sees to that).
+    #[schemars(with = "Option<guard::OneOrMany>")]
+    guard: Option<Spanned<Value>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+struct RawRetry {
+    /// After the first ejection, and twice as long after each further one; 10s unless given.
+    #[schemars(with = "Option<String>")]
+    after: Option<Spanned<String>>,
+    /// How often it may be ejected within the time of `within`; 3 unless given.
+    #[schemars(with = "Option<usize>")]
+    times: Option<Spanned<usize>>,
+    /// Beyond `times` ejections it waits until the oldest is so long ago; 1h unless given.
+    #[schemars(with = "Option<String>")]
+    within: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("additionalProperties" = rows()))]
 struct TcpCc {
+    /// Parameters, where they differ from the manifest: `polity show` lists them.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     params: Params,
+    /// Whether it is the default of every network namespace that follows the default.
     #[serde(default)]
     default: bool,
+    /// Whether established sockets move to it too.
     #[serde(default)]
     migrate: bool,
+    /// When it is rolled back (`polity serve` sees to that).
+    #[schemars(with = "Option<guard::OneOrMany>")]
+    guard: Option<Spanned<Value>>,
+    /// Only connections of this network namespace; `all`: of every one.
+    netns: Option<String>,
+    /// Only connections of this control group (version 2) and those below it.
+    cgroup: Option<PathBuf>,
+    /// Only connections with this port at either end.
+    port: Option<NonZeroU16>,
+    /// Only connections to peers in this prefix, as in `10.0.0.0/8`.
+    #[schemars(with = "Option<String>")]
+    prefix: Option<IpNet>,
+    /// Only so many of a hundred connections.
+    percent: Option<u8>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("additionalProperties" = rows()))]
 struct Lsm {
+    /// Parameters, where they differ from the manifest: `polity show` lists them.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     params: Params,
+    /// When it is rolled back (`polity serve` sees to that).
+    #[schemars(with = "Option<guard::OneOrMany>")]
+    guard: Option<Spanned<Value>>,
     // `kind::lsm::parse` reads these.
+    /// `enforce` or `audit`: log, deny nothing.
     #[serde(rename = "mode")]
+    #[schemars(with = "Option<String>")]
     _mode: Option<IgnoredAny>,
+    /// What is denied: see the policy's README.
     #[serde(rename = "rules")]
+    #[schemars(with = "Option<Vec<serde_json::Map<String, serde_json::Value>>>")]
     _rules: Option<IgnoredAny>,
+    /// What `polity check` tries on the rules: see the README of `lsm`.
     #[serde(rename = "test")]
+    #[schemars(with = "Option<Vec<serde_json::Map<String, serde_json::Value>>>")]
     _test: Option<IgnoredAny>,
 }
 
@@ -176,4 +303,60 @@ fn params(table: Params, policy: &Policy, file: &Path, text: &str) -> Result<Vec
         all.push(Assignment { key, value });
     }
     Ok(all)
+}
+
+/// The JSON Schema of the file, for editors.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(File).to_value()
+}
+
+/// The guards of one table.
+fn guards(raw: Option<Spanned<Value>>, file: &Path, text: &str) -> Result<Vec<guard::Spec>> {
+    let Some(raw) = raw else { return Ok(Vec::new()) };
+    let span = raw.span();
+    let checked = guard::read(raw.into_inner()).and_then(|guards| {
+        guards.iter().try_for_each(|g| g.metric.check())?;
+        Ok(guards)
+    });
+    checked.map_err(|what| Error::at(file, text, span, what).into())
+}
+
+/// The policies that stand in for a scheduler.
+fn fallback(
+    names: &[Spanned<String>],
+    first: &Policy,
+    file: &Path,
+    text: &str,
+) -> Result<Vec<Policy>> {
+    let mut all: Vec<Policy> = Vec::new();
+    for name in names {
+        let at = |what: String| Error::at(file, text, name.span(), what);
+        let policy = catalog::find(name.get_ref()).map_err(|e| at(format!("{e:#}")))?;
+        let kind = &first.manifest.policy.kind;
+        if policy.manifest.policy.kind != *kind {
+            return Err(at(format!("{} does not stand in for {kind}", policy.id())).into());
+        }
+        if all.iter().chain([first]).any(|p| p.id() == policy.id()) {
+            return Err(at(format!("{} is in this chain already", policy.id())).into());
+        }
+        all.push(policy);
+    }
+    Ok(all)
+}
+
+fn retry(raw: RawRetry, file: &Path, text: &str) -> Result<Retry> {
+    let time = |given: Option<Spanned<String>>, default| match given {
+        Some(given) => guard::duration(given.get_ref())
+            .map_err(|what| Error::at(file, text, given.span(), what)),
+        None => Ok(default),
+    };
+    let Retry { after, times, within } = Retry::default();
+    let times = match raw.times {
+        Some(given) if *given.get_ref() == 0 => {
+            return Err(Error::at(file, text, given.span(), "`times` is at least 1").into());
+        }
+        Some(given) => given.into_inner(),
+        None => times,
+    };
+    Ok(Retry { after: time(raw.after, after)?, times, within: time(raw.within, within)? })
 }

@@ -118,6 +118,11 @@ pub fn from_toml(file: &Path, text: &str, error: &toml::de::Error) -> Error {
     }
 }
 
+/// The exit status that `error` ends the program with.
+pub fn exit(error: &anyhow::Error) -> Exit {
+    error.chain().find_map(|e| e.downcast_ref::<Error>()).map_or(Exit::Failed, |e| e.exit)
+}
+
 /// Prints `error` with its causes and hint on stderr and returns the exit status.
 pub fn report(error: &anyhow::Error) -> u8 {
     let ours = error.chain().find_map(|e| e.downcast_ref::<Error>());
@@ -132,7 +137,7 @@ pub fn report(error: &anyhow::Error) -> u8 {
         text.push_str(&format!("\n  hint: {hint}"));
     }
     crate::out::eprintln(&text);
-    ours.map_or(Exit::Failed, |e| e.exit) as u8
+    exit(error) as u8
 }
 
 #[cfg(test)]

@@ -24,6 +24,11 @@ impl Decoder {
         Some(Self { policy: live.meta.policy.clone(), layout: shape.event.clone()? })
     }
 
+    /// The policy whose records they are.
+    pub fn policy(&self) -> &str {
+        &self.policy
+    }
+
     /// One record as an object with `time`, `policy`, `event` and the record's own fields.
     pub fn json(&self, record: &[u8]) -> Value {
         let mut fields = match self.layout.json(record) {

@@ -5,11 +5,11 @@
 //! of maps is the list of policies, and there is no other record.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use libbpf_rs::btf::Btf;
 use libbpf_rs::query::{LinkInfo, MapInfoIter, ProgInfoIter, ProgramInfo};
-use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
 
@@ -62,12 +62,7 @@ impl Meta {
     pub fn into_map(self) -> Result<(MapHandle, Self)> {
         let mut bytes = serde_json::to_vec(&self)?;
         bytes.push(0);
-        let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
-            sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
-            ..Default::default()
-        };
-        let map =
-            MapHandle::create(MapType::Array, Some(META), 4, bytes.len() as u32, 1, &options)?;
+        let map = tree::record(META, bytes.len())?;
         map.update(&0u32.to_ne_bytes(), &bytes, MapFlags::ANY)?;
         Ok((map, self))
     }
@@ -179,6 +174,19 @@ impl Live {
         })
     }
 
+    /// Its folder below the pin root.
+    ///
+    /// # Errors
+    /// `polity run` holds the policy, and nobody else may change it.
+    pub fn pins(&self) -> Result<&Path> {
+        self.folder.as_deref().ok_or_else(|| {
+            let pid = self.meta.pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+            Error::failed(format!("{} is held by polity run{pid}", self.meta.policy))
+                .hint("end that first: press Ctrl-C there, or send it SIGTERM")
+                .into()
+        })
+    }
+
     /// The map with this label.
     pub fn map(&self, label: &str) -> Option<MapHandle> {
         MapHandle::from_map_id(*self.meta.maps.get(label)?).ok()
@@ -209,6 +217,19 @@ impl Live {
         let end = (global.offset + global.layout.size()).min(value.len());
         let bytes = value.get(global.offset..end)?.to_vec();
         Some((bytes, global.layout.clone()))
+    }
+
+    /// Writes a global that is not constant; whether the value is a sound one is for the caller.
+    ///
+    /// # Errors
+    /// No such global, or what the kernel says.
+    pub fn set_global(&self, shape: &Shape, name: &str, bytes: &[u8]) -> Result<()> {
+        let id = &self.meta.policy;
+        let lost = || Error::failed(format!("{id} lost its global `{name}`"));
+        let global = shape.global(name).ok_or_else(lost)?;
+        let map = self.map(&object::map_label(&global.section)).ok_or_else(lost)?;
+        sys::map_write(&map, global.offset, bytes)
+            .map_err(|e| Error::failed(format!("can't write `{name}` of {id}: {e}")).into())
     }
 
     /// The parameters with their present values.

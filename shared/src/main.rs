@@ -2,12 +2,14 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use polity::cli::Cli;
 use polity::error;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    // Asked by a shell (`COMPLETE=bash polity` prints what it sources), it answers and ends.
+    clap_complete::CompleteEnv::with_factory(Cli::command).completer("polity").complete();
     let cli = Cli::parse();
     let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
     let colour = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())

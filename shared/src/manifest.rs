@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, from_toml};
@@ -13,7 +14,7 @@ use crate::kind;
 pub const FILE: &str = "policy.toml";
 
 /// A policy's manifest (DESIGN.md section 5).
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// What the policy is.
@@ -30,7 +31,7 @@ pub struct Manifest {
 }
 
 /// The `[policy]` table.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Head {
     /// At most 11 characters: `tcp-cc/NAME` registers as `bpf_NAME`, and the kernel allows 15.
@@ -49,14 +50,16 @@ pub struct Head {
 }
 
 /// A parameter: a `const volatile` global, or one in `.data` when `live`.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Param {
     /// The value used when none is given; without it the object's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Value>")]
     pub default: Option<toml::Value>,
     /// Smallest and largest value allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<[i64; 2]>")]
     pub range: Option<[i128; 2]>,
     /// Whether it can be changed while the policy is attached.
     #[serde(default)]
@@ -67,7 +70,7 @@ pub struct Param {
 }
 
 /// What a statistic's numbers mean.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StatType {
     /// Only grows; summed over CPUs.
@@ -79,7 +82,7 @@ pub enum StatType {
 }
 
 /// A statistic.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Stat {
     /// What its numbers mean.
@@ -94,7 +97,7 @@ pub struct Stat {
 }
 
 /// A table that is filled from `[[kind.name.X]]`.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Table {
     /// The map to fill.
@@ -114,6 +117,11 @@ pub fn check_name(name: &str) -> std::result::Result<(), String> {
         true => Ok(()),
         false => Err(format!("`{name}` is no policy name: 1 to {MAX_NAME} of a-z A-Z 0-9 _ -")),
     }
+}
+
+/// The JSON Schema of the file, for editors.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(Manifest).to_value()
 }
 
 impl Manifest {

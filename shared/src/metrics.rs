@@ -35,6 +35,11 @@ pub fn text() -> Result<String> {
     Ok(text)
 }
 
+/// The name of the metric of a policy's statistic.
+pub fn name_of(policy: &str, statistic: &str) -> String {
+    format!("polity_{}_{statistic}", policy.replace(['/', '-'], "_"))
+}
+
 /// One metric.
 #[derive(Debug)]
 struct Metric {
@@ -60,7 +65,7 @@ impl Sample {
             let numbers = Reader::new(&live, &shape).json()?;
             for (name, stat) in &live.meta.manifest.stats {
                 let Some(value) = numbers.get(name) else { continue };
-                let name = format!("polity_{}_{name}", policy.replace(['/', '-'], "_"));
+                let name = name_of(policy, name);
                 sample.statistic(&name, &stat.help, stat.ty, value, &[]);
             }
         }

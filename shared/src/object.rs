@@ -58,7 +58,7 @@ pub fn open_bytes(policy: &Policy, bytes: &[u8]) -> Result<Opened> {
         .name(&policy.manifest.policy.name)
         .and_then(|b| timing::bpf(|| b.open_memory(bytes)))
         .map_err(|e| {
-            bad(format!("libbpf can't read the object: {e}{}", said.tail()))
+            bad(format!("libbpf can't read the object: {e:#}{}", said.tail()))
                 .hint("is the file complete? compile it with clang -g --target=bpf")
         })?;
     let shape = match sys::object_btf(&object) {
@@ -149,8 +149,10 @@ fn unlisted(policy: &Policy, shape: &Shape) -> Vec<String> {
 ///
 /// # Errors
 /// Exit status 2: none, or several and none named.
-pub fn struct_ops<'a>(policy: &Policy, shape: &'a Shape, ty: &str) -> Result<&'a StructOps> {
-    let of_kind: Vec<_> = shape.struct_ops.iter().filter(|s| s.ty == ty).collect();
+pub fn struct_ops<'a>(policy: &Policy, shape: &'a Shape, types: &[&str]) -> Result<&'a StructOps> {
+    let of_kind: Vec<_> =
+        shape.struct_ops.iter().filter(|s| types.contains(&s.ty.as_str())).collect();
+    let ty = types.first().copied().unwrap_or_default();
     let wanted = policy.manifest.policy.struct_ops.as_deref();
     let (file, text) = (policy.file(), &policy.text);
     match (wanted, of_kind.as_slice()) {
@@ -290,7 +292,7 @@ impl Opened {
                 Error::failed(format!("can't load {}: not permitted", policy.id()))
                     .hint("run it as root")
             } else {
-                Error::failed(format!("the kernel refuses {}: {e}{log}", policy.id()))
+                Error::failed(format!("the kernel refuses {}: {e:#}{log}", policy.id()))
                     .hint(hint(&log))
             };
             anyhow::Error::from(error)
@@ -304,6 +306,8 @@ fn hint(log: &str) -> &'static str {
         "this kernel's BTF has malformed kfuncs: it needs one whose BTF was made with pahole 1.26 or newer"
     } else if log.contains("PROG LOAD LOG") {
         "that is the end of the verifier's log; the line above the summary says which instruction it stopped at"
+    } else if log.contains("not found in kernel or module BTFs") {
+        "a function that a module brings is found once that is loaded (modprobe); `requires` in policy.toml names it"
     } else {
         "`polity doctor` shows what this kernel can do"
     }

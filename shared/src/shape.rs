@@ -61,10 +61,14 @@ pub struct Shape {
     pub struct_ops: Vec<StructOps>,
     /// The record of the ring buffer `events` (POLITY_EVENTS in policy.bpf.h).
     pub event: Option<Layout>,
+    /// What a congestion control keeps in each socket (POLITY_CC_STATE in tcp.bpf.h).
+    pub socket_state: Option<Layout>,
 }
 
 /// The global that POLITY_EVENTS declares to name the record's type.
 const EVENT_RECORD: &str = "polity_event_record";
+/// The global that POLITY_CC_STATE declares to name the type.
+const SOCKET_STATE: &str = "polity_cc_state";
 
 impl Shape {
     /// Reads `btf`.
@@ -107,15 +111,14 @@ impl Shape {
             let Some(layout) = Layout::of(btf, def.type_id()) else { return };
             self.struct_ops.push(StructOps { map: name, ty: kernel, layout });
         } else if [".rodata", ".data", ".bss"].iter().any(|s| section.starts_with(s)) {
-            if name == EVENT_RECORD {
-                let pointee = btf
-                    .type_by_id::<BtfType<'_>>(ty)
-                    .and_then(|t| Ptr::try_from(t.skip_mods_and_typedefs()).ok());
-                self.event = pointee.and_then(|p| Layout::of(btf, p.referenced_type_id()));
-                return;
+            match name.as_str() {
+                EVENT_RECORD => self.event = pointee(btf, ty),
+                SOCKET_STATE => self.socket_state = pointee(btf, ty),
+                _ => {
+                    let Some(layout) = Layout::of(btf, ty) else { return };
+                    self.globals.push(Global { name, section: section.to_owned(), offset, layout });
+                }
             }
-            let Some(layout) = Layout::of(btf, ty) else { return };
-            self.globals.push(Global { name, section: section.to_owned(), offset, layout });
         }
     }
 
@@ -128,6 +131,12 @@ impl Shape {
     pub fn map(&self, name: &str) -> Option<&MapShape> {
         self.maps.iter().find(|m| m.name == name)
     }
+}
+
+/// The shape of what a pointer of type `id` points to.
+fn pointee(btf: &Btf<'_>, id: TypeId) -> Option<Layout> {
+    let pointer = btf.type_by_id::<BtfType<'_>>(id)?.skip_mods_and_typedefs();
+    Layout::of(btf, Ptr::try_from(pointer).ok()?.referenced_type_id())
 }
 
 fn struct_of<'a>(btf: &'a Btf<'_>, id: TypeId) -> Option<Struct<'a>> {

@@ -131,6 +131,22 @@ impl Reader {
     }
 }
 
+/// The value below which a share `q` of what was counted lies, taken to be spread evenly within
+/// each log2 bucket; none when nothing was counted.
+pub fn quantile(buckets: &[u64], q: f64) -> Option<f64> {
+    let all: u64 = buckets.iter().sum();
+    let mut rest = all as f64 * q;
+    for (b, count) in buckets.iter().enumerate().filter(|(_, count)| **count > 0) {
+        let (from, width) =
+            if b == 0 { (0.0, 2.0) } else { (2f64.powi(b as i32), 2f64.powi(b as i32)) };
+        if rest <= *count as f64 {
+            return Some(from + width * rest / *count as f64);
+        }
+        rest -= *count as f64;
+    }
+    None
+}
+
 impl Field {
     fn json(&self, table: &Table) -> Value {
         let Layout::Array { item, item_size, count } = &self.layout else {
@@ -163,4 +179,17 @@ fn keyed(table: &mut Table, ty: StatType) -> Map<String, Value> {
         by.insert(name, value);
     }
     by
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quantile;
+
+    #[test]
+    fn quantiles_lie_in_their_bucket() {
+        assert_eq!(quantile(&[0, 0, 0], 0.99), None);
+        assert_eq!(quantile(&[0, 0, 100], 0.5), Some(6.0));
+        assert_eq!(quantile(&[90, 0, 0, 10], 0.99), Some(15.2));
+        assert_eq!(quantile(&[1], 1.0), Some(2.0));
+    }
 }

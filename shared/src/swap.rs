@@ -5,9 +5,9 @@
 //! way. It is written before anything is changed, so that whatever kills the command, `status`
 //! says so, the same command finishes it and `--abort` reverts it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -15,9 +15,11 @@ use crate::attach::{self, Loaded};
 use crate::catalog;
 use crate::error::{Error, Result};
 use crate::history;
+use crate::kind::tcp_cc::scope::Scope;
 use crate::kind::{self, Kind};
 use crate::live::{self, Live};
 use crate::params::Assignment;
+use crate::tables::Tables;
 use crate::tree::{self, Tree};
 
 /// What the user asked for.
@@ -29,6 +31,12 @@ pub struct Options {
     pub include_chosen: bool,
     /// tcp-cc: where sockets without ECN go.
     pub no_ecn_to: Option<String>,
+    /// tcp-cc: only these connections.
+    #[serde(default)]
+    pub scope: Option<Scope>,
+    /// schedulers: seconds for which the old one is put back when the new one is ejected.
+    #[serde(default)]
+    pub probation: Option<u64>,
 }
 
 /// A swap that is under way.
@@ -63,11 +71,11 @@ pub struct Journal {
 }
 
 /// Bytes of a record: room for the defaults of some thousand network namespaces.
-const ROOM: u32 = 1 << 18;
+const ROOM: usize = 1 << 18;
 
 impl Journal {
     fn path() -> PathBuf {
-        Path::new(tree::ROOT).join(tree::UNDO).join("swap")
+        tree::undo("swap")
     }
 
     /// The swap that is under way.
@@ -80,19 +88,10 @@ impl Journal {
     }
 
     fn create(record: Record) -> Result<Self> {
-        let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
-            sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
-            ..Default::default()
-        };
-        let map = MapHandle::create(MapType::Array, Some("polity_swap"), 4, ROOM, 1, &options)?;
-        let mut journal = Self { record, map };
+        let mut journal = Self { record, map: tree::record("polity_swap", ROOM)? };
         // Written before it is pinned: what is found has always something to say.
         journal.save()?;
-        let path = Self::path();
-        tree::make(path.parent().unwrap_or(&path))?;
-        // One that nobody can read is in the way.
-        let _ = std::fs::remove_file(&path);
-        journal.map.pin(&path)?;
+        tree::keep(&Self::path(), &mut journal.map)?;
         Ok(journal)
     }
 
@@ -102,22 +101,15 @@ impl Journal {
     /// More namespaces than it has room for.
     pub fn save(&self) -> Result<()> {
         let mut bytes = serde_json::to_vec(&self.record)?;
-        if bytes.len() >= ROOM as usize {
+        if bytes.len() >= ROOM {
             return Err(Error::failed("the record of the swap has no room left").into());
         }
-        bytes.resize(ROOM as usize, 0);
+        bytes.resize(ROOM, 0);
         Ok(self.map.update(&0u32.to_ne_bytes(), &bytes, MapFlags::ANY)?)
     }
 
     fn remove(&self) {
-        let path = Self::path();
-        if path.exists()
-            && let Err(e) = std::fs::remove_file(&path)
-        {
-            tracing::warn!("can't remove {}: {e}", path.display());
-        }
-        // Fails, as it should, while something else is recorded there.
-        let _ = path.parent().map(std::fs::remove_dir);
+        tree::forget(&Self::path());
     }
 }
 
@@ -182,8 +174,13 @@ pub struct Left {
 /// What a swap did.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// For how long neither side was in effect, in microseconds.
+    /// For how long neither side was in effect, in microseconds; of schedulers, which the kernel
+    /// never leaves without one of its own, the longest that a task waited for a CPU meanwhile.
     pub gap_us: u64,
+    /// How long it took to look at the sockets and move them, of all that it took.
+    pub moving_us: u64,
+    /// What to tell a person, where no sockets are concerned.
+    pub said: Option<String>,
     /// Sockets.
     pub sockets: Sockets,
     /// Each socket that was not moved.
@@ -237,6 +234,9 @@ pub fn run(
     let journal = match journal {
         Some(mut there) => {
             there.record.aborting = false;
+            if options.probation.is_some() {
+                there.record.options.probation = options.probation;
+            }
             there
         }
         None => Journal::create(Record { fresh: loaded.is_some(), ..record })?,
@@ -291,15 +291,22 @@ fn load(record: &Record, new: &str, params: &[Assignment]) -> Result<Option<Load
         return Ok(None);
     }
     let there = live::all()?.into_iter().find(|l| l.meta.policy == record.to);
-    let carry = match there {
+    let (carry, tables) = match there {
         Some(_) if record.from != record.to => return Ok(None),
         Some(old) => {
             let value = old.shape().map("carry").and_then(|m| m.value.clone());
-            old.meta.maps.get("carry").copied().zip(value)
+            (old.meta.maps.get("carry").copied().zip(value), Tables::of(&old))
         }
-        None => None,
+        None => (None, None),
     };
-    let options = kind::Options { carry, ..Default::default() };
+    // Without a scope of its own the new policy has that of the old one.
+    let scope = match (&record.options.scope, is_kernel(&record.from)) {
+        (None, false) => {
+            live::find(&record.from).ok().and_then(|l| l.kind().ok()?.options(&l).scope)
+        }
+        (given, _) => given.clone(),
+    };
+    let options = kind::Options { carry, scope, tables, ..Default::default() };
     let loaded = attach::load(catalog::find(new)?, params, &options)?;
     for warning in &loaded.warnings {
         tracing::info!("{warning}");
@@ -317,6 +324,7 @@ fn begin(from: &str, to: &str, options: &Options) -> Result<Record> {
             .find(|k| k.kernel_side(from.trim_start_matches(KERNEL)).is_ok())
             .ok_or_else(|| Error::config(format!("the kernel has no `{from}` to swap")))?,
     };
+    kind.swap_options(options)?;
     for side in [from, to] {
         match side.strip_prefix(KERNEL) {
             Some(name) => kind.kernel_side(name)?,
@@ -327,13 +335,7 @@ fn begin(from: &str, to: &str, options: &Options) -> Result<Record> {
         }
     }
     if !is_kernel(from) {
-        let live = live::find(from)?;
-        if live.folder.is_none() {
-            let pid = live.meta.pid.map_or_else(String::new, |p| format!(" (process {p})"));
-            return Err(Error::failed(format!("{from} is held by polity run{pid}"))
-                .hint("end that, and attach the policy: `polity attach`")
-                .into());
-        }
+        live::find(from)?.pins()?;
     } else if from == to {
         return Err(Error::config(format!("{from} for {to} is no swap")).into());
     }

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use libbpf_rs::{Link, MapCore, MapHandle, Object, ProgramType};
+use libbpf_rs::{Link, MapCore, MapHandle, MapType, Object, ProgramType};
 use rustix::fs::FlockOperation;
 
 use crate::error::{Error, Result};
@@ -23,8 +23,8 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 pub const ROOT: &str = "/sys/fs/bpf/polity";
 
 const STAGING: &str = "staging";
-/// Records of what to put back (see `kind::tcp_cc::default`).
-pub const UNDO: &str = "undo";
+/// Records of what is under way, and of what to put back when it ends.
+const UNDO: &str = "undo";
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
@@ -81,12 +81,12 @@ impl Tree {
     pub fn sweep(&self) -> Vec<String> {
         let mut swept = Vec::new();
         for staged in children(&Path::new(ROOT).join(STAGING)) {
-            remove(&staged);
+            clear(&staged);
         }
         for kind in children(Path::new(ROOT)).into_iter().filter(|k| is_kind(k)) {
             for folder in children(&kind) {
                 if !is_whole(&folder) {
-                    remove(&folder);
+                    clear(&folder);
                     swept.push(name_of(&folder));
                 }
             }
@@ -118,8 +118,8 @@ impl Tree {
         let place = Path::new(ROOT).join(policy);
         let result = Self::fill(&staged, &place, object, meta, links);
         if result.is_err() {
-            remove(&staged);
-            remove(&place);
+            clear(&staged);
+            clear(&place);
         }
         result.map(|()| place)
     }
@@ -131,7 +131,7 @@ impl Tree {
         meta: &mut MapHandle,
         links: &mut [(String, Link)],
     ) -> Result<()> {
-        remove(staged);
+        clear(staged);
         make(place.parent().unwrap_or(place))?;
         stage(staged, object, meta)?;
         // File rules may be none, and then there is no hook to attach.
@@ -201,7 +201,7 @@ pub fn unpin(folder: &Path, last_link: Option<&str>) {
     if let Some(last) = last_link {
         let _ = fs::remove_file(folder.join("links").join(last));
     }
-    remove(folder);
+    clear(folder);
 }
 
 /// `kind/name` of a folder in the tree.
@@ -218,20 +218,61 @@ pub fn make(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
+/// Where the record called `name` is pinned: of what is under way, or what has to be put back.
+pub fn undo(name: &str) -> PathBuf {
+    Path::new(ROOT).join(UNDO).join(name)
+}
+
+/// Every such record.
+pub fn undos() -> Vec<PathBuf> {
+    children(&Path::new(ROOT).join(UNDO))
+}
+
+/// Pins a record at `path`, which [`undo`] gave. One that is there gives way.
+///
+/// # Errors
+/// What the kernel says.
+pub fn keep(path: &Path, record: &mut MapHandle) -> Result<()> {
+    make(path.parent().unwrap_or(path))?;
+    clear(path);
+    Ok(record.pin(path)?)
+}
+
+/// Removes a record, or a folder of them, and the folder it was in where that is empty now.
+pub fn forget(path: &Path) {
+    clear(path);
+    // Fails, as it should, while something else is recorded there.
+    let _ = path.parent().map(fs::remove_dir);
+}
+
+fn clear(path: &Path) {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    if let Err(e) = removed
+        && e.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!("can't remove {}: {e}", path.display());
+    }
+}
+
+/// A map of one value of `size` bytes, which says what the BPF file system can't: it holds
+/// nothing but BPF objects.
+///
+/// # Errors
+/// What the kernel says.
+pub fn record(name: &str, size: usize) -> Result<MapHandle> {
+    let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
+        ..Default::default()
+    };
+    Ok(MapHandle::create(MapType::Array, Some(name), 4, size as u32, 1, &options)?)
+}
+
 /// The entries of a folder in order; none when it is not there.
 pub fn children(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut all: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
     all.sort();
     all
-}
-
-fn remove(folder: &Path) {
-    if folder.exists()
-        && let Err(e) = fs::remove_dir_all(folder)
-    {
-        tracing::warn!("can't remove {}: {e}", folder.display());
-    }
 }
 
 /// Whether every link that the policy's record names is pinned.

@@ -89,4 +89,10 @@ struct {								\
 } events SEC(".maps");							\
 event_type *polity_event_record
 
+/*
+ * Structured configuration needs no macro: [tables.layers] with map = "layer_conf" in
+ * policy.toml has the host fill that array or hash from [[KIND.NAME.layers]] of a file, member
+ * by member. "const volatile u32 polity_nr_layers" is set to the number of rows.
+ */
+
 #endif /* __POLITY_POLICY_BPF_H */

@@ -36,7 +36,12 @@
 #define max(a, b)		((a) > (b) ? (a) : (b))
 #endif
 
-/* The type of icsk_ca_priv, kept in BTF by a pointer that nobody reads. */
+/*
+ * POLITY_CC_STATE(struct my_state) says of what type the policy's icsk_ca_priv is: a global
+ * pointer called "polity_cc_state", which nobody reads, keeps the type in BTF. "polity
+ * inspect --sockets" then shows its members, by name, for each socket. A policy that keeps
+ * nothing in its sockets leaves it out.
+ */
 #define POLITY_CC_STATE(state_type)					\
 	_Static_assert(sizeof(state_type) <= 13 * sizeof(u64),		\
 		       "ICSK_CA_PRIV_SIZE");				\

@@ -2,7 +2,8 @@
 /*
  * Run-queue latency under any scheduler: how long each task waits from the moment it is
  * ready until it runs. Two tracepoints say when a task becomes ready, a third when the CPU
- * passes from one task to the next; the time between is kept in the task's storage.
+ * passes from one task to the next; the time between is kept in the task's storage. An
+ * iterator looks at the tasks that still wait.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
@@ -140,5 +141,24 @@ int BPF_PROG(runq_switch, bool preempt, struct task_struct *prev, struct task_st
 	if (us >= min_us)
 		report(prev, next, t, us);
 	t->ready = 0;
+	return 0;
+}
+
+SEC("iter/task")
+int runq_waiting(struct bpf_iter__task *ctx)
+{
+	struct task_struct *p = ctx->task;
+	struct runq_task *t;
+	u64 since, now;
+
+	if (!p)
+		return 0;
+	t = bpf_task_storage_get(&ready, p, 0, 0);
+	if (!t)
+		return 0;
+	since = t->ready;
+	now = bpf_ktime_get_ns();
+	if (since && now > since)
+		stat_max((now - since) / 1000);
 	return 0;
 }

@@ -60,59 +60,55 @@ static __always_inline bool was_chosen(struct tcp_sock *tp)
 	return !mark || mark->ops != (u64)tp->inet_conn.icsk_ca_ops;
 }
 
-static __always_inline bool in_cgroup(const struct sock *sk, const struct polity_tcp_scope *scope)
-{
-	struct cgroup *cgrp = sk->sk_cgrp_data.cgroup;
-	u32 level = scope->cgroup_level;
+/* What a scope asks of a connection. */
+struct polity_tcp_peer {
+	u32 addr[4];		/* an IPv4 address, mapped into IPv6 or not, is in the first */
+	u16 family;
+	u16 local_port;
+	u16 remote_port;
+};
 
-	if (!cgrp || cgrp->level < level)
-		return false;
-	return BPF_CORE_READ(cgrp, ancestors[level], kn, id) == scope->cgroup;
+static __always_inline void fold_mapped(struct polity_tcp_peer *peer)
+{
+	if (peer->family == AF_INET6 && !peer->addr[0] && !peer->addr[1] &&
+	    peer->addr[2] == bpf_htonl(0xffff)) {
+		peer->family = AF_INET;
+		peer->addr[0] = peer->addr[3];
+	}
 }
 
-static __always_inline bool in_prefix(const struct sock_common *skc,
-				      const struct polity_tcp_scope *scope)
+static __always_inline bool in_prefix(const struct polity_tcp_peer *peer)
 {
-	u32 addr[4] = {}, want[4], bits = scope->prefix_len;
+	const struct polity_tcp_scope *scope = &conf.scope;
+	u32 want[4], bits = scope->prefix_len;
 
-	if (skc->skc_family == AF_INET6 && scope->family == AF_INET6)
-		BPF_CORE_READ_INTO(&addr, skc, skc_v6_daddr.in6_u.u6_addr32);
-	else if (skc->skc_family == AF_INET && scope->family == AF_INET)
-		addr[0] = skc->skc_daddr;
-	else
+	if (peer->family != scope->family)
 		return false;
 	__builtin_memcpy(want, scope->prefix, sizeof(want));
 	for (int i = 0; i < 4; i++) {
 		u32 n = min(bits, 32U);
 		u32 mask = n ? bpf_htonl(~0U << (32 - n)) : 0;
 
-		if ((addr[i] ^ want[i]) & mask)
+		if ((peer->addr[i] ^ want[i]) & mask)
 			return false;
 		bits -= n;
 	}
 	return true;
 }
 
-/* Listeners have no peer: a prefix or a percentage of connections says nothing of them. */
-static __always_inline bool in_scope(struct tcp_sock *tp, u64 cookie)
+static __always_inline bool has_port(const struct polity_tcp_peer *peer)
 {
-	const struct polity_tcp_scope *scope = &conf.scope;
-	const struct sock *sk = (const struct sock *)tp;
-	const struct sock_common *skc = &sk->__sk_common;
-	bool listener = skc->skc_state == TCP_LISTEN;
+	u16 port = conf.scope.port;
 
-	if (scope->port && scope->port != skc->skc_num &&
-	    scope->port != bpf_ntohs(skc->skc_dport))
-		return false;
-	if (scope->cgroup && !in_cgroup(sk, scope))
-		return false;
-	if (scope->family && (listener || !in_prefix(skc, scope)))
-		return false;
-	/* Cookies count up; a multiplicative hash spreads them. */
-	if (scope->percent && scope->percent < 100 &&
-	    (listener || ((u32)cookie * 2654435761U >> 16) % 100 >= scope->percent))
-		return false;
-	return true;
+	return !port || port == peer->local_port || port == peer->remote_port;
+}
+
+/* Cookies count up; a multiplicative hash spreads them. */
+static __always_inline bool in_sample(u64 cookie)
+{
+	u32 percent = conf.scope.percent;
+
+	return !percent || ((u32)cookie * 2654435761U >> 16) % 100 < percent;
 }
 
 #endif

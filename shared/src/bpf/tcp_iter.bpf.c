@@ -45,6 +45,37 @@ static __always_inline void fill_id(struct bpf_iter__tcp *ctx, struct tcp_sock *
 	}
 }
 
+static __always_inline bool in_cgroup(const struct sock *sk)
+{
+	struct cgroup *cgrp = sk->sk_cgrp_data.cgroup;
+	u32 level = conf.scope.cgroup_level;
+
+	if (!cgrp || cgrp->level < level)
+		return false;
+	return BPF_CORE_READ(cgrp, ancestors[level], kn, id) == conf.scope.cgroup;
+}
+
+/* Listeners have no peer: a prefix or a percentage of connections says nothing of them. */
+static __always_inline bool in_scope(struct tcp_sock *tp, const struct polity_tcp_id *id)
+{
+	bool listener = id->state == TCP_LISTEN;
+	struct polity_tcp_peer peer = {
+		.family = id->family,
+		.local_port = id->local_port,
+		.remote_port = id->remote_port,
+	};
+
+	if (!has_port(&peer))
+		return false;
+	if (conf.scope.cgroup && !in_cgroup((const struct sock *)tp))
+		return false;
+	if (listener)
+		return !conf.scope.family && !conf.scope.percent;
+	__builtin_memcpy(peer.addr, id->remote, sizeof(peer.addr));
+	fold_mapped(&peer);
+	return (!conf.scope.family || in_prefix(&peer)) && in_sample(id->cookie);
+}
+
 /* Sets the algorithm that rec->to names and marks the socket as moved by us. */
 static __always_inline void set_algorithm(struct tcp_sock *tp, struct polity_tcp_moved *rec)
 {
@@ -143,7 +174,7 @@ int polity_tcp_move(struct bpf_iter__tcp *ctx)
 		return 0;
 	if (same_name(rec.from, conf.from)) {
 		fill_id(ctx, tp, &rec.id);
-		if (!in_scope(tp, rec.id.cookie))
+		if (!in_scope(tp, &rec.id))
 			return 0;
 		move_socket(tp, &rec);
 	} else {

@@ -22,15 +22,18 @@ enum polity_tcp_flags {
 	POLITY_TCP_KEEP_CHOSEN = 16,
 	/* Only what this swap has moved: marks whose epoch has the same upper half. */
 	POLITY_TCP_OF_SWAP = 32,
+	/* Leave new connections alone. */
+	POLITY_TCP_OFF = 64,
 };
 
 /* Which sockets are meant; zero means any. */
 struct polity_tcp_scope {
-	u64 cgroup;		/* id of a cgroup v2 */
+	u64 netns;		/* cookie; for new connections, the iterator sees only one */
+	u64 cgroup;		/* id of a cgroup v2; for the iterator */
 	u32 cgroup_level;	/* its depth, 0 is the root */
 	u32 percent;		/* of the connections, by a hash of the socket's cookie */
 	u16 port;		/* either end */
-	u16 family;		/* of the prefix: AF_INET or AF_INET6 */
+	u16 family;		/* of the prefix: AF_INET or AF_INET6; 0 for none */
 	u32 prefix_len;
 	u8 prefix[16];		/* of the peer's address; IPv4 in the first four bytes */
 };
@@ -114,9 +117,17 @@ struct polity_tcp_count {
 	u64 marked;		/* of both, open and moved by us */
 };
 
+/* What tcp_scope.bpf.c did with new connections in its scope. */
+struct polity_tcp_taken {
+	u64 taken;
+	u64 no_ecn;		/* left, as the algorithm needs ECN */
+	u64 failed;
+};
+
 /*
  * On a socket that we moved: it doesn't count as chosen while it runs these ops. None when
- * its application had chosen the name before.
+ * its application had chosen the name before. The epoch is 0 when no swap has moved it: then
+ * a scope has given it the algorithm as it connected.
  */
 struct polity_tcp_mark {
 	u64 ops;

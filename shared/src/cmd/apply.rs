@@ -8,8 +8,9 @@ use super::print_json;
 use crate::cli::Apply;
 use crate::error::Result;
 use crate::live::need_root;
+use crate::supervise::control;
 use crate::tree::Tree;
-use crate::{apply, desired, mend, out};
+use crate::{apply, desired, mend, out, transaction};
 
 /// Makes the system what a file says.
 ///
@@ -18,6 +19,9 @@ use crate::{apply, desired, mend, out};
 pub fn run(args: &Apply) -> Result<()> {
     let file = args.file.as_deref().unwrap_or(Path::new(desired::FILE));
     let wanted = desired::read(file)?;
+    if wanted.iter().any(|w| w.care.is_wanted()) && control::ask().is_none() {
+        tracing::warn!("fallbacks and guards act only while `polity serve` runs, and it does not");
+    }
     need_root("change what is attached")?;
     let tree = Tree::lock()?;
     for (policy, what) in mend::drift_in(&tree)? {
@@ -29,7 +33,7 @@ pub fn run(args: &Apply) -> Result<()> {
         out::eprintln(&change.to_string());
     }
     let nothing = changes.is_empty();
-    let transaction = apply::prepare(changes)?;
+    let transaction = transaction::prepare(changes)?;
     if !args.dry_run {
         transaction.run(&tree)?;
     }

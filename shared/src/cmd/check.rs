@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{print_json, rules};
+use super::{print_json, rules, tables};
 use crate::attach::{Loaded, load};
 use crate::cli::Check;
 use crate::error::{Error, Result};
@@ -21,8 +21,10 @@ pub fn run(args: &Check) -> Result<()> {
     let subject = &args.subject;
     let file = Path::new(&subject.policy);
     if !file.is_file() {
-        let options = Options { rules: rules(subject)?, check: true, ..Default::default() };
-        let mut loaded = load(catalog::find(&subject.policy)?, &subject.params, &options)?;
+        let policy = catalog::find(&subject.policy)?;
+        let (rules, tables) = (rules(subject)?, tables(subject, &policy)?);
+        let options = Options { rules, tables, check: true, ..Default::default() };
+        let mut loaded = load(policy, &subject.params, &options)?;
         let tests = loaded.test()?;
         match args.json {
             true => print_json(&report(&loaded, &tests))?,
@@ -30,9 +32,9 @@ pub fn run(args: &Check) -> Result<()> {
         }
         return judge(&tests);
     }
-    if !subject.params.is_empty() || subject.rules.is_some() {
+    if !subject.params.is_empty() || subject.rules.is_some() || subject.tables.is_some() {
         return Err(Error::config(format!("{} says itself with which parameters", file.display()))
-            .hint("check a policy by its name with --param or --rules")
+            .hint("check a policy by its name with --param, --rules or --tables")
             .into());
     }
     let (mut all, mut tried) = (Vec::new(), Vec::new());

@@ -1,46 +1,56 @@
 //! `polity events`.
 
+use crossbeam::channel::{select, tick};
+
 use crate::cli::Events;
 use crate::error::{Error, Result};
-use crate::events::{Decoder, follow};
-use crate::{live, out};
+use crate::feed::{self, Feed};
+use crate::live::{self, Live};
+use crate::out;
+use crate::supervise::watch;
 
-/// Prints events as JSON, one object a line: those waiting, or with `-f` all that come.
+/// Prints events as JSON, one object a line: those waiting, or with `-f` all that come, those of
+/// policies attached later too.
 ///
 /// # Errors
-/// No attached policy has events.
+/// No attached policy has events; without `-f`, another process takes them.
 pub fn run(args: &Events) -> Result<()> {
-    let all = match &args.policy {
-        Some(name) => vec![live::find(name)?],
-        None => live::all()?,
+    let chosen = || -> Result<Vec<Live>> {
+        match &args.policy {
+            Some(name) => Ok(vec![live::find(name)?]),
+            None => live::all(),
+        }
     };
-    let readers: Vec<_> =
-        all.iter().filter_map(|l| Some((l.map("events")?, Decoder::new(l, &l.shape())?))).collect();
-    if readers.is_empty() {
+    let live = chosen()?;
+    if !live.iter().any(|l| l.meta.maps.contains_key("events")) {
         return Err(Error::failed("no attached policy has events").into());
     }
-    let followed = args.follow;
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = readers
-            .iter()
-            .map(|(map, decoder)| {
-                scope.spawn(move || {
-                    follow(map, decoder, |event| match event {
-                        Some(event) => {
-                            out::println(&event.to_string());
-                            true
-                        }
-                        None => followed,
-                    })
-                })
-            })
-            .collect();
-        for thread in threads {
-            match thread.join() {
-                Ok(result) => result?,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
+    if args.follow {
+        return follow(&live, chosen);
+    }
+    let taken = feed::waiting(&live, |event| out::println(&event.to_string()))?;
+    if let Some((policy, pid)) = taken.first() {
+        let who = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+        return Err(Error::failed(format!("another polity{who} takes the events of {policy}"))
+            .hint("`polity events -f` reads along")
+            .into());
+    }
+    Ok(())
+}
+
+fn follow(live: &[Live], chosen: impl Fn() -> Result<Vec<Live>>) -> Result<()> {
+    let mut feed = Feed::default();
+    feed.update(live);
+    let look = tick(watch::INTERVAL);
+    loop {
+        select! {
+            recv(feed.receiver()) -> event => if let Ok(event) = event {
+                out::println(&event.to_string());
+            },
+            // One that is named may be taken off and come back.
+            recv(look) -> _ => if let Ok(live) = chosen() {
+                feed.update(&live);
+            },
         }
-        Ok(())
-    })
+    }
 }

@@ -1,10 +1,10 @@
 //! `polity inspect`.
 
-use libbpf_rs::MapCore;
+use libbpf_rs::{MapCore, MapType};
 use serde_json::{Map, Value, json};
 
 use super::print_json;
-use crate::cli::One;
+use crate::cli::Inspect;
 use crate::error::Result;
 use crate::live::{self, Live};
 use crate::shape::Shape;
@@ -17,8 +17,11 @@ const SHOWN: usize = 64;
 ///
 /// # Errors
 /// Not attached, not root.
-pub fn run(args: &One) -> Result<()> {
+pub fn run(args: &Inspect) -> Result<()> {
     let live = live::find(&args.policy)?;
+    if args.sockets {
+        return sockets(&live, args.json);
+    }
     let shape = live.shape();
     let programs: Vec<Value> = live
         .programs()
@@ -72,6 +75,34 @@ pub fn run(args: &One) -> Result<()> {
     Ok(())
 }
 
+/// The columns of the table of sockets; `--json` has more.
+const COLUMNS: [&str; 14] = [
+    "netns",
+    "local",
+    "remote",
+    "state",
+    "cwnd",
+    "ssthresh",
+    "srtt_us",
+    "min_rtt_us",
+    "delivered",
+    "marked",
+    "retrans",
+    "ecn",
+    "chosen",
+    "private",
+];
+
+fn sockets(live: &Live, json: bool) -> Result<()> {
+    let all = live.kind()?.sockets(live)?;
+    if json {
+        return print_json(&json!({"policy": live.meta.policy, "sockets": all}));
+    }
+    let rows = all.iter().map(|s| COLUMNS.map(|key| render::cell(&s[key])).to_vec());
+    out::println(&render::table(&COLUMNS, rows));
+    Ok(())
+}
+
 fn maps(live: &Live, shape: &Shape) -> Vec<Value> {
     let mut all = Vec::new();
     for (name, id) in &live.meta.maps {
@@ -106,7 +137,8 @@ fn content(map: &libbpf_rs::MapHandle, name: &str, shape: &Shape) -> Option<Valu
     }
     let declared = shape.map(name)?;
     let (key, value) = (declared.key.as_ref()?, declared.value.as_ref()?);
-    if map.map_type().is_percpu() || !map.map_type().is_hash_map() {
+    let plain = map.map_type() == MapType::Array || map.map_type().is_hash_map();
+    if map.map_type().is_percpu() || !plain {
         return None;
     }
     let mut entries = Map::new();

@@ -1,6 +1,10 @@
 //! `polity metrics`.
 
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use tiny_http::{Header, Method, Response, Server};
 
@@ -14,15 +18,44 @@ use crate::{metrics, out};
 /// # Errors
 /// Not root, or an address that can't be listened on.
 pub fn run(args: &Metrics) -> Result<()> {
-    match args.listen {
-        None => out::println(metrics::text()?.trim_end()),
-        Some(address) => listen(address)?,
+    match (args.listen, &args.textfile) {
+        (None, None) => out::println(metrics::text()?.trim_end()),
+        (None, Some(file)) => write(file)?,
+        (Some(address), _) => {
+            let server = bind(address)?;
+            out::eprintln(&format!("http://{}/metrics", server.server_addr()));
+            answer(&server);
+        }
     }
     Ok(())
 }
 
-/// Answers `GET /metrics`, one request at a time: a scrape is a few map look-ups.
-fn listen(address: SocketAddr) -> Result<()> {
+/// Puts a file with the metrics in the place of the one before, at once.
+fn write(file: &Path) -> Result<()> {
+    let text = metrics::text()?;
+    let failed = |e| Error::failed(format!("can't write {}: {e}", file.display()));
+    let name = file.file_name().ok_or_else(|| Error::config("the file has no name"))?;
+    // Not `.prom`: the collector would read it.
+    let new = file.with_file_name(format!(".{}.new", name.display()));
+    // What a killed one left; never through a link that somebody else put there.
+    let _ = fs::remove_file(&new);
+    let write = || -> io::Result<()> {
+        // The collector is not root.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().and_then(|()| fs::rename(&new, file)).map_err(|e| {
+        let _ = fs::remove_file(&new);
+        failed(e).into()
+    })
+}
+
+/// Listens for those who ask for the metrics.
+///
+/// # Errors
+/// Not root, or an address that can't be listened on.
+pub fn bind(address: SocketAddr) -> Result<Server> {
     need_root("read the metrics of all policies")?;
     let server = Server::http(address).map_err(|e| {
         Error::failed(format!("can't listen on {address}: {e}"))
@@ -31,7 +64,11 @@ fn listen(address: SocketAddr) -> Result<()> {
     if !address.ip().is_loopback() {
         tracing::warn!("{address} can be reached from other machines, and there is no password");
     }
-    out::eprintln(&format!("http://{}/metrics", server.server_addr()));
+    Ok(server)
+}
+
+/// Answers `GET /metrics`, one request at a time: a scrape is a few map look-ups.
+pub fn answer(server: &Server) {
     for request in server.incoming_requests() {
         let path = request.url().split('?').next().unwrap_or_default();
         let answer = match (request.method(), path) {
@@ -50,5 +87,4 @@ fn listen(address: SocketAddr) -> Result<()> {
             tracing::debug!("the one who asked went away: {e}");
         }
     }
-    Ok(())
 }

@@ -8,6 +8,7 @@ use crate::cli::{Load, Subject};
 use crate::error::{Error, Result};
 use crate::kind::Options;
 use crate::out;
+use crate::tables::Tables;
 
 pub mod apply;
 pub mod attach;
@@ -16,6 +17,7 @@ pub mod check;
 pub mod detach;
 pub mod doctor;
 pub mod events;
+pub mod generate;
 pub mod guardian;
 pub mod history;
 pub mod inspect;
@@ -23,11 +25,13 @@ pub mod list;
 pub mod metrics;
 pub mod new;
 pub mod run;
+pub mod serve;
 pub mod set;
 pub mod show;
 pub mod stats;
 pub mod status;
 pub mod swap;
+pub mod top;
 pub mod trace;
 pub mod why;
 
@@ -39,20 +43,28 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
 
 /// Finds and loads what `run` or `attach` were asked for.
 fn load_for(args: &Load) -> Result<(Loaded, Options)> {
+    let policy = catalog::find(&args.subject.policy)?;
+    let (default, scope) = args.scope.clone().settle(args.default)?;
     let options = Options {
-        default: args.default,
+        default,
         migrate: args.migrate,
+        scope,
         replace: args.replace,
         rules: rules(&args.subject)?,
+        tables: tables(&args.subject, &policy)?,
         ..Options::default()
     };
-    let policy = catalog::find(&args.subject.policy)?;
     vacant(&policy.id())?;
     let loaded = load(policy, &args.subject.params, &options)?;
     for warning in &loaded.warnings {
         tracing::info!("{warning}");
     }
     Ok((loaded, options))
+}
+
+/// Reads the file with the rows of the policy's tables, where one is given.
+fn tables(subject: &Subject, policy: &catalog::Policy) -> Result<Option<Tables>> {
+    subject.tables.as_ref().map(|file| Tables::read(file, policy)).transpose()
 }
 
 /// Reads the rules file, where one is given.

@@ -4,7 +4,7 @@ use crate::cli::Set;
 use crate::error::{Error, Result};
 use crate::live;
 use crate::params::encode;
-use crate::{object, out, render, sys};
+use crate::{out, render};
 
 /// Changes live parameters of an attached policy and reads them back.
 ///
@@ -36,14 +36,10 @@ pub fn run(args: &Set) -> Result<()> {
         changes.push((global, encode(name, &global.layout, &assignment.value)?));
     }
     for (global, bytes) in changes {
-        let map = live
-            .map(&object::map_label(&global.section))
-            .ok_or_else(|| Error::failed(format!("{id} lost its {} map", global.section)))?;
-        sys::map_write(&map, global.offset, &bytes)
-            .map_err(|e| Error::failed(format!("can't write `{}`: {e}", global.name)))?;
-        crate::history::record_command(id, "set");
+        live.set_global(&shape, &global.name, &bytes)?;
         let now = live.global(&shape, &global.name).unwrap_or_default();
         out::eprintln(&format!("{id}: {} = {}", global.name, render::cell(&now)));
     }
+    crate::history::record_command(id, "set");
     Ok(())
 }

@@ -33,6 +33,7 @@ pub fn run(args: &One) -> Result<()> {
         return print_json(&json!({
             "policy": policy.id(), "source": policy.origin(), "summary": manifest.policy.summary,
             "requires": manifest.policy.requires, "params": params, "stats": manifest.stats,
+            "tables": manifest.tables,
             "programs": opened.object.progs().map(|p| p.name().to_string_lossy().into_owned()).collect::<Vec<_>>(),
         }));
     }
@@ -62,6 +63,18 @@ pub fn run(args: &One) -> Result<()> {
             vec![name.clone(), format!("{:?}", stat.ty).to_lowercase(), stat.help.clone()]
         });
         out::println(&format!("\n{}", render::table(&["statistic", "type", "help"], rows)));
+    }
+    if !manifest.tables.is_empty() {
+        let rows = manifest.tables.iter().map(|(name, table)| {
+            let shape = opened.shape.map(&table.map);
+            let sides = shape.into_iter().flat_map(|m| [&m.key, &m.value]).flatten();
+            let fields: Vec<_> = sides
+                .flat_map(|side| side.members())
+                .map(|m| format!("{}: {}", m.name, m.layout.describe()))
+                .collect();
+            vec![name.clone(), table.map.clone(), fields.join(", ")]
+        });
+        out::println(&format!("\n{}", render::table(&["table", "map", "fields"], rows)));
     }
     Ok(())
 }

@@ -8,8 +8,9 @@ use crate::error::Result;
 use crate::kernel::Kernel;
 use crate::kind::Condition;
 use crate::live::{self, Live};
+use crate::supervise::control;
 use crate::swap::{Journal, Record};
-use crate::{mend, out, render};
+use crate::{crash, mend, out, render};
 
 /// Prints what is attached, and what is not as it should be (mending what can be mended).
 ///
@@ -17,13 +18,20 @@ use crate::{mend, out, render};
 /// Not root.
 pub fn run(args: &Json) -> Result<()> {
     live::need_root("see what is attached")?;
+    let served = control::ask().unwrap_or_default();
     let drift: Vec<Value> = mend::drift()?
         .into_iter()
+        .chain(served.notes)
         .map(|(policy, what)| json!({"policy": policy, "what": what}))
         .collect();
     // After mending, which may have taken something off.
     let live = live::all()?;
     let mut attached: Vec<Value> = live.iter().map(describe).collect();
+    for entry in &mut attached {
+        if served.policies.iter().any(|p| entry["policy"] == **p) {
+            entry["supervised"] = true.into();
+        }
+    }
     if let Some(journal) = Journal::open() {
         swapping(&journal.record, &mut attached);
     }
@@ -92,12 +100,16 @@ fn describe(live: &Live) -> Value {
     let shape = live.shape();
     let (state, detail) = match live.kind() {
         Ok(kind) => {
+            let mut detail = kind.detail(live);
             let state = match kind.condition(live) {
                 Condition::Attached => "attached",
-                Condition::Ejected(_) => "ejected",
+                Condition::Ejected(why) => {
+                    detail["report"] = json!(crash::keep(live, &why));
+                    "ejected"
+                }
                 Condition::Detached(_) => "detached",
             };
-            (state, kind.detail(live))
+            (state, detail)
         }
         Err(_) => ("unknown", json!({})),
     };

@@ -23,6 +23,8 @@ pub fn run(args: &Swap) -> Result<()> {
         migrate: args.migrate,
         include_chosen: args.include_chosen,
         no_ecn_to: args.no_ecn_to.clone(),
+        scope: args.scope.clone().settle(false)?.1,
+        probation: args.probation,
     };
     if options.include_chosen && !options.migrate && !args.abort {
         return Err(Error::config("--include-chosen goes with --migrate").into());
@@ -33,11 +35,15 @@ pub fn run(args: &Swap) -> Result<()> {
     if args.json {
         return print_json(&json!({
             "from": record.from, "to": record.to, "aborted": args.abort,
-            "gap_us": report.gap_us, "took_us": start.elapsed().as_micros() as u64,
+            "gap_us": report.gap_us, "moving_us": report.moving_us, "took_us": start.elapsed().as_micros() as u64,
             "sockets": report.sockets, "left": report.left,
             "namespaces": {"moved": report.namespaces, "refused": refused},
             "retired": report.retired,
         }));
+    }
+    if let Some(said) = &report.said {
+        out::println(said);
+        return Ok(());
     }
     let sockets = report.sockets;
     out::println(&format!(
@@ -62,7 +68,8 @@ pub fn run(args: &Swap) -> Result<()> {
     for (netns, why) in &report.refused {
         out::eprintln(&format!("namespace {netns} keeps its default: {why}"));
     }
-    if !args.abort && !report.retired && !swap::is_kernel(&record.from) {
+    let goes = !args.abort && record.options.scope.is_none() && !swap::is_kernel(&record.from);
+    if goes && !report.retired {
         out::eprintln(&format!(
             "{} stays attached until nothing runs it any more; `polity status` takes it off then",
             record.from

@@ -15,7 +15,8 @@ use crate::layout::Layout;
 use crate::live::Live;
 use crate::object::{self, Opened};
 use crate::shape::Shape;
-use crate::swap::{Report, Swap};
+use crate::swap::{self, Report, Swap};
+use crate::tables::Tables;
 
 pub mod lsm;
 #[cfg(feature = "test-kinds")]
@@ -48,10 +49,14 @@ pub struct Options {
     pub default: bool,
     /// tcp-cc: move established sockets too.
     pub migrate: bool,
+    /// tcp-cc: only these connections.
+    pub scope: Option<tcp_cc::scope::Scope>,
     /// schedulers: take over from another scheduler.
     pub replace: bool,
     /// lsm: the rules file and its text.
     pub rules: Option<(PathBuf, String)>,
+    /// Rows for its tables.
+    pub tables: Option<Tables>,
     /// The map `carry` of the version that this one replaces: its id and the shape of its values.
     pub carry: Option<(u32, Layout)>,
     /// Only load, to hear what the verifier says: lsm loads the programs of all hooks then.
@@ -74,8 +79,9 @@ pub trait Kind: Sync {
     /// The name of its folder.
     fn name(&self) -> &'static str;
 
-    /// The struct_ops type, where it is a kind of struct_ops.
-    fn struct_ops(&self) -> Option<&'static str>;
+    /// The struct_ops types, where it is a kind of struct_ops: the one that every kernel with the
+    /// kind has, then other forms of it.
+    fn struct_ops(&self) -> &'static [&'static str];
 
     /// What `doctor` says of the running kernel.
     fn facts(&self, kernel: &Kernel) -> Vec<Fact>;
@@ -86,7 +92,7 @@ pub trait Kind: Sync {
     /// Exit status 3 with what is missing.
     fn supported(&self, kernel: &Kernel) -> Result<()> {
         kernel.btf()?;
-        match self.struct_ops() {
+        match self.struct_ops().first() {
             Some(ty) if !kernel.has_struct(ty) => Err(Error::kernel(format!(
                 "this kernel ({}) has no struct {ty}",
                 Kernel::release()
@@ -108,8 +114,34 @@ pub trait Kind: Sync {
         Condition::Attached
     }
 
+    /// All that the kernel said when it ejected the policy.
+    fn last_words(&self, _live: &Live) -> Option<String> {
+        None
+    }
+
+    /// Whether the kernel may eject policies of the kind.
+    fn ejects(&self) -> bool {
+        false
+    }
+
     /// The kind's part of `status`.
     fn detail(&self, live: &Live) -> Value;
+
+    /// The sockets that run an attached policy (tcp-cc).
+    ///
+    /// # Errors
+    /// Exit status 2 where the kind has nothing to do with sockets.
+    fn sockets(&self, live: &Live) -> Result<Vec<Value>> {
+        Err(Error::config(format!("{} runs on no sockets", live.meta.policy))
+            .hint("--sockets is for tcp-cc policies")
+            .into())
+    }
+
+    /// The options with which an attached policy could be attached again.
+    fn options(&self, live: &Live) -> Options {
+        let default = live.meta.default;
+        Options { default, migrate: default, ..Options::default() }
+    }
 
     /// Puts back what attaching `policy` changed beyond its links (defaults, sockets), where that
     /// is not done yet: it may be attached still, or its host was killed.
@@ -145,6 +177,17 @@ pub trait Kind: Sync {
             .into())
     }
 
+    /// Whether these options of a swap make sense for the kind.
+    ///
+    /// # Errors
+    /// Names the one that does not.
+    fn swap_options(&self, options: &swap::Options) -> Result<()> {
+        match options.probation {
+            Some(_) => Err(Error::config("--probation is for schedulers").into()),
+            None => Ok(()),
+        }
+    }
+
     /// Does or finishes a swap, and drops its record when that is complete.
     ///
     /// # Errors
@@ -165,6 +208,12 @@ pub trait Kind: Sync {
 
     /// Whether a swap has replaced the policy and nothing runs it any more.
     fn is_spent(&self, _live: &Live) -> bool {
+        false
+    }
+
+    /// Whether there must be no moment without a policy of the kind: it is attached before all
+    /// others, changed in place, and taken off after all others.
+    fn unbroken(&self) -> bool {
         false
     }
 
@@ -304,7 +353,7 @@ pub fn attach_struct_ops(object: &mut Object, map: &str, taken: &str) -> Result<
     };
     let link = ops.attach_struct_ops().map_err(|e| {
         let error =
-            Error::failed(format!("the kernel does not attach `{map}`: {e}{}", said.tail()));
+            Error::failed(format!("the kernel does not attach `{map}`: {e:#}{}", said.tail()));
         match e.kind() {
             libbpf_rs::ErrorKind::AlreadyExists => error.hint(taken),
             libbpf_rs::ErrorKind::PermissionDenied => error.hint("run it as root"),
@@ -329,7 +378,7 @@ pub fn attach_programs(object: &mut Object) -> Result<Vec<(String, Link)>> {
         let name = program.name().to_string_lossy().into_owned();
         let link = program
             .attach()
-            .map_err(|e| Error::failed(format!("can't attach the program `{name}`: {e}")))?;
+            .map_err(|e| Error::failed(format!("can't attach the program `{name}`: {e:#}")))?;
         links.push((name, link));
     }
     Ok(links)

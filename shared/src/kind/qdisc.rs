@@ -21,8 +21,8 @@ impl Kind for Qdisc {
         "qdisc"
     }
 
-    fn struct_ops(&self) -> Option<&'static str> {
-        Some(OPS)
+    fn struct_ops(&self) -> &'static [&'static str] {
+        &[OPS]
     }
 
     fn facts(&self, kernel: &Kernel) -> Vec<Fact> {
@@ -48,7 +48,7 @@ struct Ops {
 
 impl Session for Ops {
     fn open(&mut self, opened: &mut Opened, policy: &Policy, _kernel: &Kernel) -> Result<()> {
-        self.map = object::struct_ops(policy, &opened.shape, OPS)?.map.clone();
+        self.map = object::struct_ops(policy, &opened.shape, &[OPS])?.map.clone();
         opened.set_struct_ops_text(&self.map, "id", &self.id);
         Ok(())
     }

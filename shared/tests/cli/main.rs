@@ -12,5 +12,6 @@ mod new;
 mod object;
 mod params;
 mod shapes;
+mod tables;
 mod trust;
 mod usage;

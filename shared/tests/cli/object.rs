@@ -73,6 +73,15 @@ fn a_source_that_does_not_compile_shows_clangs_words() {
 }
 
 #[test]
+fn a_header_beside_the_source_comes_before_ours() {
+    let folder = Folder::of(MANIFEST, &SOURCE.replace("polity/policy", "scx/common"));
+    std::fs::create_dir(folder.path().join("scx")).unwrap();
+    folder.write("scx/common.bpf.h", "#error this one was meant\n");
+    let path = folder.path().to_str().unwrap();
+    polity(["build", path]).fails(2, &["scx/common.bpf.h:1:2: ", "this one was meant"]);
+}
+
+#[test]
 fn an_object_with_two_struct_ops_has_to_be_told_which() {
     let second =
         SOURCE.split("SEC(\".struct_ops.link\")").nth(1).unwrap().replace("demo = {", "other = {");

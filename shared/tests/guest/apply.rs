@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::load::{GUARDED, guard, is_guarded};
 use crate::polity::{Output, binary, polity, run, status};
 use crate::snapshot::{Snapshot, default, sched_ext};
-use crate::trial::{campaigns, eventually, trial};
+use crate::trial::{campaigns, eventually, full, has_lsm, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -25,12 +25,11 @@ pub fn trials() -> Vec<Trial> {
         ("a_step_fails", a_step_fails),
         ("killed", killed),
     ];
-    let has_lsm = fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|l| l.contains("bpf"));
     let runs = |name: &str| match name {
-        _ if !has_lsm => false,
+        _ if !has_lsm() => false,
         // strace counts the calls of each thread, so only the whole campaign meets them all.
         "a_step_fails" => full(),
-        "killed" => campaigns(),
+        "killed" | "reload_under_fire" => campaigns(),
         _ => true,
     };
     tests.map(|(name, t)| trial(format!("apply::{name}"), t).with_ignored_flag(!runs(name))).into()
@@ -196,10 +195,6 @@ impl Hammer {
         assert_eq!(allowed, 0, "of {tries} tries");
         eprintln!("apply: {tries} forbidden tries, none allowed");
     }
-}
-
-fn full() -> bool {
-    std::env::var_os("POLITY_FULL").is_some()
 }
 
 fn reload_under_fire() {

@@ -15,8 +15,8 @@ use rustix::mount::{
 };
 
 use crate::polity::{polity, run};
-use crate::trial::trial;
-use crate::yard::{POLICY, Yard, at, denied, dir, fails, file, has_lsm, hits, read, write};
+use crate::trial::{has_lsm, trial};
+use crate::yard::{POLICY, Yard, at, denied, dir, fails, file, hits, read, write};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {

@@ -7,8 +7,8 @@ use libtest_mimic::Trial;
 use rustix::fs::{FallocateFlags, copy_file_range, fallocate, sendfile};
 
 use crate::polity::polity;
-use crate::trial::trial;
-use crate::yard::{POLICY, Yard, at, denied, file, has_lsm, hits};
+use crate::trial::{has_lsm, trial};
+use crate::yard::{POLICY, Yard, at, denied, file, hits};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {

@@ -13,9 +13,9 @@ use rustix::mount::{MountFlags, mount};
 
 use crate::polity::{polity, sh, status};
 use crate::snapshot::Snapshot;
-use crate::trial::trial;
+use crate::trial::{has_lsm, trial};
 use crate::yard::{
-    HERE, OPERATIONS, POLICY, Yard, at, can, denied, dir, fails, file, has_lsm, hits, read, write,
+    HERE, OPERATIONS, POLICY, Yard, at, can, denied, dir, fails, file, hits, read, write,
 };
 
 /// The tests.

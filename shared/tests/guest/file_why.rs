@@ -13,8 +13,8 @@ use polity::live;
 use serde_json::Value;
 
 use crate::polity::{polity, run, sh};
-use crate::trial::trial;
-use crate::yard::{OPERATIONS, POLICY, Yard, at, dir, file, has_lsm};
+use crate::trial::{has_lsm, trial};
+use crate::yard::{OPERATIONS, POLICY, Yard, at, dir, file};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {

@@ -2,7 +2,8 @@
 //!
 //! strace kills the program as it enters its Nth `bpf`, `mount` or `rename`, or its Nth write of
 //! the default's sysctl. The next command then finds the whole policy or nothing: there is no
-//! third. `POLITY_FULL=1` tries every N, else a sample is drawn with `POLITY_SEED`.
+//! third. `POLITY_FULL=1` tries every N, from `POLITY_FROM` on where a campaign was interrupted;
+//! else a sample is drawn with `POLITY_SEED`.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -15,14 +16,16 @@ use crate::catalog::effective;
 use crate::load::extra;
 use crate::polity::{Output, binary, builtin, polity, run, sh, status};
 use crate::snapshot::{Namespaces, Snapshot, default, default_in, sched_ext};
-use crate::trial::trial;
+use crate::trial::{campaigns, full, trial};
 
 /// One campaign for each kind, with what it changes beyond the policy itself.
 pub fn trials() -> Vec<Trial> {
     let builtin = builtin();
     let campaign = |policy: &'static str, default: bool| {
         let name = format!("killed::{policy}{}", if default { " --default" } else { "" });
+        // Every attach of file rules takes long.
         let runs = builtin.iter().any(|p| p == policy)
+            && (campaigns() || !policy.starts_with("lsm/"))
             && (sched_ext().is_some() || !policy.starts_with("schedulers/"));
         trial(name, move || Campaign::new(policy, default).run()).with_ignored_flag(!runs)
     };
@@ -72,6 +75,7 @@ impl Campaign {
             let of_name: Vec<usize> =
                 (0..calls.len()).filter(|i| calls[*i].starts_with(&format!("{name}("))).collect();
             let first = of_name.iter().position(|i| calls[*i].starts_with(LINK_CREATE));
+            eprintln!("{}: {} calls of {name}", self.args.join(" "), of_name.len());
             for n in points(of_name.len(), first.unwrap_or(0), sample) {
                 assert!(self.kill(name, n, &[]), "{name} {n} was not reached");
             }
@@ -122,6 +126,9 @@ impl Campaign {
         assert!([0, 137].contains(&output.status), "{call} {n}: {output:#?}");
         let killed = output.status == 137;
         self.kills += usize::from(killed);
+        if self.kills.is_multiple_of(20) {
+            eprintln!("killed {} times, the last at {call} {n}", self.kills);
+        }
         match settled(self.policy) {
             Some(entry) => {
                 let place = format!("{call} {n}: {entry}");
@@ -158,17 +165,12 @@ fn algorithm() -> String {
     "bpf_dctcp".to_owned()
 }
 
-fn full() -> bool {
-    env::var_os("POLITY_FULL").is_some()
-}
-
 /// The Ns to try, of `total`, when call `first` is the first with an effect.
 fn points(total: usize, first: usize, sample: [usize; 2]) -> BTreeSet<usize> {
     if full() {
-        return (1..=total).collect();
+        return (number("POLITY_FROM").unwrap_or(1) as usize..=total).collect();
     }
-    let seed = env::var("POLITY_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-    let mut random = Random(seed);
+    let mut random = Random(number("POLITY_SEED").unwrap_or(1));
     let mut points = BTreeSet::new();
     for (range, wanted) in [(0..first, sample[0]), (first..total, sample[1])] {
         for _ in 0..wanted.min(range.len()) {
@@ -176,6 +178,10 @@ fn points(total: usize, first: usize, sample: [usize; 2]) -> BTreeSet<usize> {
         }
     }
     points
+}
+
+fn number(variable: &str) -> Option<u64> {
+    env::var(variable).ok()?.parse().ok()
 }
 
 /// splitmix64.

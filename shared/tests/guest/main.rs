@@ -5,8 +5,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod abuse;
 mod apply;
 mod catalog;
+mod cgroups;
 mod ejected;
 mod file_mounts;
 mod file_revoke;
@@ -15,6 +17,8 @@ mod file_why;
 mod folders;
 mod foreground;
 mod foreign;
+mod hogs;
+mod inspect;
 mod killed;
 mod load;
 mod polity;
@@ -22,14 +26,20 @@ mod qdisc;
 mod refusals;
 mod replace;
 mod run_killed;
+mod sched_swap;
+mod scope;
 mod scripts;
 mod set;
+mod shares;
 mod snapshot;
 mod sockets;
 mod stats;
 mod stranger;
+mod supervised;
 mod swap;
 mod swap_killed;
+mod tables;
+mod top;
 mod trace;
 mod trial;
 mod watching;
@@ -58,8 +68,11 @@ fn all() -> Vec<Trial> {
     let mut trials = Vec::new();
     // First, for the loads of other tests leave listeners behind, which would be moved too.
     trials.extend(swap::trials());
+    trials.extend(scope::trials());
+    trials.extend(inspect::trials());
     trials.extend(catalog::trials());
     trials.extend(set::trials());
+    trials.extend(tables::trials());
     trials.extend(folders::trials());
     trials.extend(refusals::trials());
     trials.extend(foreground::trials());
@@ -72,10 +85,15 @@ fn all() -> Vec<Trial> {
     trials.extend(file_revoke::trials());
     trials.extend(apply::trials());
     trials.extend(watching::trials());
+    trials.extend(supervised::trials());
+    trials.extend(top::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
     trials.extend(swap_killed::trials());
     trials.extend(trace::trials());
+    trials.extend(sched_swap::trials());
+    trials.extend(shares::trials());
+    trials.extend(abuse::trials());
     trials.extend(scripts::trials());
     trials.extend(killed::trials());
     trials

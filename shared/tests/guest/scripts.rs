@@ -9,14 +9,14 @@ use libtest_mimic::Trial;
 
 use crate::polity::{binary, run};
 use crate::snapshot::sched_ext;
-use crate::trial::trial;
+use crate::trial::{full, trial};
 
 const FOLDER: &str = "/lab";
 
 /// One test for each script that `ci/test` put there; the demo's only with `POLITY_FULL`.
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
-    if std::env::var_os("POLITY_FULL").is_some() {
+    if full() {
         trials.push(script("lsm-demo", &[]));
         // Some seconds of load, twice as many busy loops as CPUs.
         trials.push(script("sched-demo", &["4", "2"]));

@@ -48,18 +48,33 @@ pub struct Pairs {
 impl Pairs {
     /// Opens `count` connections over the namespace's loopback device.
     pub fn open(netns: &str, count: usize) -> Self {
+        let mut pairs = Self::at(netns, "127.0.0.1:0");
+        pairs.connect(netns, count);
+        pairs
+    }
+
+    /// Listens at an address, with no connection yet.
+    pub fn at(netns: &str, address: &str) -> Self {
         let most = Rlimit { current: Some(1 << 16), maximum: Some(1 << 16) };
         setrlimit(Resource::Nofile, most).unwrap();
+        let listener = inside(netns, || TcpListener::bind(address).unwrap());
+        Self { listener, ends: Vec::new() }
+    }
+
+    /// Opens `count` more connections.
+    pub fn connect(&mut self, netns: &str, count: usize) {
+        let address = self.listener.local_addr().unwrap();
         inside(netns, || {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let address = listener.local_addr().unwrap();
-            let mut ends = Vec::new();
             for _ in 0..count {
-                ends.push(TcpStream::connect(address).unwrap());
-                ends.push(listener.accept().unwrap().0);
+                self.ends.push(TcpStream::connect(address).unwrap());
+                self.ends.push(self.listener.accept().unwrap().0);
             }
-            Self { listener, ends }
-        })
+        });
+    }
+
+    /// The listener's port.
+    pub fn port(&self) -> u16 {
+        self.listener.local_addr().unwrap().port()
     }
 
     /// Has the application choose an algorithm for every connection.

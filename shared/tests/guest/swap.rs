@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::polity::{polity, sh, status};
 use crate::snapshot::{Namespaces, algorithms, default, default_in};
 use crate::sockets::{INIT, Pairs, Traffic, ecn};
-use crate::trial::{campaigns, eventually, trial};
+use crate::trial::{campaigns, eventually, full, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -123,7 +123,7 @@ fn there_and_back() {
 /// 10,000 sockets with POLITY_FULL, else 300.
 fn many() {
     let world = World::new();
-    let each = if std::env::var_os("POLITY_FULL").is_some() { [1667, 1667, 1666] } else { [50; 3] };
+    let each = if full() { [1667, 1667, 1666] } else { [50; 3] };
     let sockets = each.iter().sum::<usize>() * 2;
     polity(&["attach", "tcp-cc/cubic", "--default"]).ok();
     let pairs: Vec<_> = EVERYWHERE.iter().zip(each).map(|(ns, n)| Pairs::open(ns, n)).collect();

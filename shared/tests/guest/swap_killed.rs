@@ -10,7 +10,7 @@ use crate::polity::{Output, binary, polity, run, status};
 use crate::snapshot::algorithms;
 use crate::sockets::Pairs;
 use crate::swap::{EVERYWHERE, World, defaults};
-use crate::trial::{campaigns, trial};
+use crate::trial::{campaigns, full, trial};
 
 const OLD: &str = "tcp-cc/reno";
 const NEW: &str = "tcp-cc/cubic";
@@ -42,8 +42,7 @@ fn killed() {
     let log = fs::read_to_string(LOG).unwrap();
     let calls: Vec<&str> = log.lines().filter(|l| l.contains("bpf(")).collect();
     let first = calls.iter().position(|c| c.contains(LINK_CREATE)).expect("a link is made");
-    let full = std::env::var_os("POLITY_FULL").is_some();
-    let points: Vec<usize> = match full {
+    let points: Vec<usize> = match full() {
         true => (first..=calls.len()).collect(),
         // Each takes some ten seconds under emulation.
         false => (1..3).map(|i| first + (calls.len() - first) * i / 3).collect(),
@@ -54,7 +53,7 @@ fn killed() {
         let options = ["-o", "/dev/null", "-e", "trace=bpf", "-e", &inject];
         swapping += usize::from(settle(&options, &pairs, turn % 2 == 0, &format!("bpf {n}")));
     }
-    for finish in if full { vec![true, false] } else { vec![false] } {
+    for finish in if full() { vec![true, false] } else { vec![false] } {
         let inject = "inject=write:signal=KILL:when=1";
         let options = ["-o", "/dev/null", "-e", "trace=write", "-e", inject, "-P", SYSCTL];
         assert!(settle(&options, &pairs, finish, "the sysctl"), "it was under way");

@@ -1,41 +1,19 @@
 //! `polity trace`: the kernel's own scheduler or any other.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use libtest_mimic::Trial;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::hogs::{Hogs, cpus};
 use crate::polity::{binary, kill};
 use crate::trial::trial;
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
     vec![trial("trace::runq_prints_waits_and_a_histogram", runq)]
-}
-
-/// Processes that never sleep, until the value is dropped.
-struct Hogs(Vec<Child>);
-
-impl Hogs {
-    fn start(count: usize) -> Self {
-        let hog = |_| Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
-        Self((0..count).map(hog).collect())
-    }
-
-    fn pids(&self) -> Vec<u32> {
-        self.0.iter().map(Child::id).collect()
-    }
-}
-
-impl Drop for Hogs {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
 }
 
 /// Without any scheduler of ours, so on every kernel.
@@ -46,13 +24,12 @@ fn runq() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let cpus = std::thread::available_parallelism().unwrap().get();
     // The load comes once it is attached: it says so.
     let mut said = std::io::BufReader::new(trace.stderr.take().unwrap());
     let mut line = String::new();
     std::io::BufRead::read_line(&mut said, &mut line).unwrap();
     assert!(line.contains("tracing waits of 1000 us"), "{line}");
-    let hogs = Hogs::start(3 * cpus);
+    let hogs = Hogs::start(3 * cpus(), &[]);
     let pids = hogs.pids();
     std::thread::sleep(Duration::from_secs(2));
     drop(hogs);

@@ -52,7 +52,17 @@ pub fn trial_with(
 /// Whether campaigns run here, which take minutes: samples of them on the newest kernel of a run,
 /// all with `POLITY_FULL`.
 pub fn campaigns() -> bool {
-    ["POLITY_FULL", "POLITY_NEWEST"].iter().any(|name| std::env::var_os(name).is_some())
+    full() || std::env::var_os("POLITY_NEWEST").is_some()
+}
+
+/// Whether campaigns run whole.
+pub fn full() -> bool {
+    std::env::var_os("POLITY_FULL").is_some()
+}
+
+/// Whether this kernel takes LSM programs.
+pub fn has_lsm() -> bool {
+    std::fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|l| l.contains("bpf"))
 }
 
 /// The last lines of the kernel log.

@@ -13,11 +13,6 @@ use serde_json::Value;
 
 use crate::polity::{polity, run};
 
-/// Whether this kernel has BPF LSM.
-pub fn has_lsm() -> bool {
-    fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|l| l.contains("bpf"))
-}
-
 pub const POLICY: &str = "lsm/fs-deny";
 pub const HERE: &str = "/w";
 

@@ -12,9 +12,9 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::fill::Bytes;
-use super::identify::CGROUPS;
 use super::model::{MOVE, PIN};
 use super::op::Op;
+use crate::cgroup::ROOT;
 use crate::error::{Error, Result};
 use crate::live::Live;
 use crate::sys;
@@ -74,7 +74,7 @@ impl Caller {
     pub fn new(uid: u32, gid: u32, exe: Option<&str>, cgroup: Option<&str>) -> Result<Self> {
         let exe = exe.map(|path| open(path.as_ref(), true)).transpose()?;
         let cgroup =
-            cgroup.map(|path| open(&Path::new(CGROUPS).join(path.trim_start_matches('/')), true));
+            cgroup.map(|path| open(&Path::new(ROOT).join(path.trim_start_matches('/')), true));
         Ok(Self { uid, gid, exe, cgroup: cgroup.transpose()? })
     }
 
@@ -90,9 +90,8 @@ impl Caller {
         let cgroup = groups.into_iter().find(|g| g.hierarchy == 0).map(|g| g.pathname);
         let mut caller = Self::new(status.euid, status.egid, None, None)?;
         caller.exe = open(Path::new(&format!("/proc/{pid}/exe")), true).ok();
-        caller.cgroup = cgroup.and_then(|path| {
-            open(&Path::new(CGROUPS).join(path.trim_start_matches('/')), true).ok()
-        });
+        caller.cgroup = cgroup
+            .and_then(|path| open(&Path::new(ROOT).join(path.trim_start_matches('/')), true).ok());
         Ok(caller)
     }
 }

@@ -2,9 +2,7 @@
 //! `identify`, for stat(2) shows other numbers on btrfs and overlayfs.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::rc::Rc;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
@@ -173,14 +171,4 @@ fn open(at: impl AsFd, name: &str) -> Result<Option<OwnedFd>> {
         }
         Err(_) => Ok(None),
     }
-}
-
-/// Where control groups are, of version 2.
-pub const CGROUPS: &str = "/sys/fs/cgroup";
-
-/// The id of a control group: its inode number, in version 2.
-pub fn cgroup_id(path: &str) -> Option<u64> {
-    use std::os::unix::fs::MetadataExt;
-    let folder = Path::new(CGROUPS).join(path.trim_start_matches('/'));
-    Some(File::open(folder).ok()?.metadata().ok()?.ino())
 }

@@ -52,8 +52,8 @@ impl Kind for Lsm {
         "lsm"
     }
 
-    fn struct_ops(&self) -> Option<&'static str> {
-        None
+    fn struct_ops(&self) -> &'static [&'static str] {
+        &[]
     }
 
     fn facts(&self, kernel: &Kernel) -> Vec<Fact> {
@@ -101,6 +101,10 @@ impl Kind for Lsm {
             // A policy without rules of ours.
             Err(_) => json!({}),
         }
+    }
+
+    fn unbroken(&self) -> bool {
+        true
     }
 
     fn differs(&self, live: &Live, policy: &Policy, options: &Options) -> Result<Option<String>> {
@@ -203,7 +207,7 @@ impl Session for Loading {
         }
         let oracle = identify::Oracle::of(object)?;
         let objects = identify::Identify::new(&oracle).trie(&self.plan.trie)?;
-        let base = compile::compile(&self.plan, &objects, identify::cgroup_id);
+        let base = compile::compile(&self.plan, &objects, crate::cgroup::id);
         let maps = fill::Maps::of(object)?;
         let kept = model::Compiled { op: Default::default(), ..base.with(&[]) };
         maps.fill(KEEPING, &kept, &self.rules)?;

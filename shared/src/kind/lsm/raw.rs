@@ -77,6 +77,11 @@ pub struct Policy {
     pub rules: Vec<Spanned<Rule>>,
     #[serde(default)]
     pub test: Vec<Spanned<Test>>,
+    // `desired` reads these.
+    #[serde(rename = "params")]
+    _params: Option<IgnoredAny>,
+    #[serde(rename = "guard")]
+    _guard: Option<IgnoredAny>,
 }
 
 /// `[[lsm.NAME.test]]` or `[[test]]`

@@ -13,17 +13,17 @@ use super::ask::Asker;
 use super::compile::{Base, Extra, compile};
 use super::fill::Maps;
 use super::held;
-use super::identify::{FileSystem, Identify, Oracle, cgroup_id};
+use super::identify::{FileSystem, Identify, Oracle};
 use super::parse::parse;
 use super::plan::{Plan, plan};
 use super::rules::Rules;
 use super::scan;
 use crate::catalog::Policy;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernel::Kernel;
 use crate::kind::{Options, Update, attach_programs};
 use crate::live::{Live, Meta};
-use crate::{object, tree};
+use crate::{cgroup, object, tree};
 
 /// Rules that are ready to be put in force.
 pub struct NewRules {
@@ -52,9 +52,7 @@ impl Drop for NewRules {
 /// # Errors
 /// Bad rules, or what the kernel says; the rules in force are as they were.
 pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<NewRules> {
-    let Some(folder) = live.folder.clone() else {
-        return Err(Error::failed(format!("{} is held by polity run", policy.id())).into());
-    };
+    let folder = live.pins()?.to_owned();
     let none = (PathBuf::new(), String::new());
     let (file, text) = options.rules.as_ref().unwrap_or(&none);
     let rules = parse(file, text, &policy.manifest.policy.name)?;
@@ -79,7 +77,7 @@ pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<NewRul
     };
     new.links = new.missing_hooks(live, policy)?;
     let objects = Identify::new(&new.oracle).trie(&new.plan.trie)?;
-    new.base = compile(&new.plan, &objects, cgroup_id);
+    new.base = compile(&new.plan, &objects, cgroup::id);
     new.extras = scan::extras(&new.oracle, new.base.named())?;
     new.maps.fill(before + 1, &new.base.with(&new.extras), &new.rules)?;
     Ok(new)

@@ -9,7 +9,7 @@ use super::sockets::{Iterators, NEEDS_ECN};
 use crate::error::{Error, Result};
 
 /// `TCP_CONG_NEEDS_ECN` of net/tcp.h.
-const TCP_CONG_NEEDS_ECN: u64 = 2;
+pub const TCP_CONG_NEEDS_ECN: u8 = 2;
 
 /// An algorithm that sockets can be moved to.
 #[derive(Debug, Clone)]
@@ -47,7 +47,7 @@ impl Algorithm {
             .find(|s| s.record["id"]["local_port"] == port && s.record["id"]["remote_port"] == 0)
             .ok_or_else(|| Error::failed(format!("the kernel does not show who runs `{name}`")))?;
         let flags = ours.record["ca_flags"].as_u64().unwrap_or_default();
-        Ok(Self { name: name.to_owned(), needs_ecn: flags & TCP_CONG_NEEDS_ECN != 0 })
+        Ok(Self { name: name.to_owned(), needs_ecn: flags & u64::from(TCP_CONG_NEEDS_ECN) != 0 })
     }
 
     /// The flag that leaves sockets without ECN, where the algorithm needs it.

@@ -1,10 +1,11 @@
 //! The default congestion control of network namespaces, changed and put back.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use super::netns::{self, Netns};
+use super::scope::Scope;
 use crate::error::{Error, Result};
 use crate::tree;
 
@@ -77,7 +78,7 @@ pub struct Undo {
 
 impl Undo {
     fn path(algorithm: &str) -> PathBuf {
-        Path::new(tree::ROOT).join(tree::UNDO).join(algorithm)
+        tree::undo(algorithm)
     }
 
     /// The record for `algorithm`, where there is one.
@@ -96,7 +97,6 @@ impl Undo {
             return Ok(there);
         }
         let path = Self::path(algorithm);
-        tree::make(path.parent().unwrap_or(&path))?;
         let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
             sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
             map_flags: libbpf_rs::libbpf_sys::BPF_F_NO_PREALLOC,
@@ -110,7 +110,7 @@ impl Undo {
             1 << 16,
             &options,
         )?;
-        map.pin(&path)?;
+        tree::keep(&path, &mut map)?;
         Ok(Self { map, path })
     }
 
@@ -162,27 +162,26 @@ impl Undo {
 
     /// The algorithms that have a record.
     pub fn all() -> Vec<String> {
-        let names = tree::children(&Path::new(tree::ROOT).join(tree::UNDO));
+        let names = tree::undos();
         let names = names.iter().filter_map(|p| p.file_name()?.to_str());
         names.filter(|n| n.starts_with("bpf_")).map(str::to_owned).collect()
     }
 
     /// Forgets the record.
     pub fn remove(self) {
-        if let Err(e) = std::fs::remove_file(&self.path) {
-            tracing::warn!("can't remove {}: {e}", self.path.display());
-        }
-        // Fails, as it should, while another algorithm's record is there.
-        let _ = self.path.parent().map(std::fs::remove_dir);
+        tree::forget(&self.path);
     }
 }
 
-/// Makes `name` the default of the initial namespace and of all others that have `old`.
+/// Makes `name` the default of the initial namespace and of all others that have `old`, or of
+/// the namespace `only` alone.
 ///
 /// # Errors
-/// The initial namespace refuses. Others that do are left and warned about.
-pub fn take_over(name: &str, old: &str, undo: &Undo) -> Result<()> {
-    for (index, ns) in netns::all().iter().enumerate() {
+/// The initial namespace refuses, or `only`. Others that do are left and warned about.
+pub fn take_over(name: &str, old: &str, undo: &Undo, only: Option<&Netns>) -> Result<()> {
+    let all = netns::all();
+    let meant = all.iter().filter(|ns| only.is_none_or(|o| o.inode == ns.inode));
+    for (index, ns) in meant.enumerate() {
         // The initial one first: a child that is made meanwhile takes its default from it.
         if ns.enter(current).ok().as_deref() != Some(old) {
             continue;
@@ -205,6 +204,17 @@ pub fn initial() -> Result<String> {
     match netns::all().first() {
         Some(init) => init.enter(current),
         None => Err(Error::failed("can't open the initial network namespace").into()),
+    }
+}
+
+/// The default of the namespace that a scope names, or of the initial one.
+///
+/// # Errors
+/// It is gone, or can't be entered.
+pub fn within(scope: Option<&Scope>) -> Result<String> {
+    match scope.map_or(Ok(None), Scope::namespace)? {
+        Some(ns) => ns.enter(current),
+        None => initial(),
     }
 }
 

@@ -7,28 +7,34 @@
 use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
 
-use self::algorithm::Algorithm;
+use self::algorithm::{Algorithm, TCP_CONG_NEEDS_ECN};
 use self::default::{Pending, Undo};
+use self::scope::{Filter, Scope};
 use self::sockets::{Iterators, Move, NEEDS_ECN};
+use self::taker::{Taken, Taker};
 use super::{Kind, Options, Session, attach_programs, attach_struct_ops};
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
 use crate::kernel::{Fact, Kernel};
 use crate::live::Live;
 use crate::object::{self, Opened};
+use crate::shape::Shape;
 use crate::swap::{Journal, Report, Swap};
 
 pub mod algorithm;
 pub mod default;
+pub mod globals;
+pub mod marks;
 pub mod netns;
+pub mod scope;
+pub mod socket;
 pub mod sockets;
 pub mod swap;
+pub mod taker;
 pub mod upgrade;
+pub mod ways;
 
 const OPS: &str = "tcp_congestion_ops";
-/// `TCP_CONG_NEEDS_ECN` of net/tcp.h.
-const TCP_CONG_NEEDS_ECN: u8 = 2;
-
 /// The kind.
 pub struct TcpCc;
 
@@ -52,8 +58,8 @@ impl Kind for TcpCc {
         "tcp-cc"
     }
 
-    fn struct_ops(&self) -> Option<&'static str> {
-        Some(OPS)
+    fn struct_ops(&self) -> &'static [&'static str] {
+        &[OPS]
     }
 
     fn facts(&self, kernel: &Kernel) -> Vec<Fact> {
@@ -87,10 +93,13 @@ impl Kind for TcpCc {
         if options.replace || options.rules.is_some() {
             return Err(Error::config("a TCP policy takes neither --replace nor --rules").into());
         }
-        if options.migrate && !options.default {
-            return Err(Error::config("--migrate goes with --default")
-                .hint("it moves established sockets to the new default")
+        if options.migrate && !options.default && options.scope.is_none() {
+            return Err(Error::config("--migrate goes with --default or a scope")
+                .hint("it moves established sockets, too")
                 .into());
+        }
+        if let Some(scope) = &options.scope {
+            scope.resolve()?;
         }
         Ok(Box::new(Registration {
             name: algorithm(&policy.id()),
@@ -98,7 +107,14 @@ impl Kind for TcpCc {
             default: options.default,
             migrate: options.migrate,
             needs_ecn: false,
+            scope: options.scope.clone(),
+            taker: None,
         }))
+    }
+
+    fn options(&self, live: &Live) -> Options {
+        let (default, scope) = (live.meta.default, Scope::of(&live.meta));
+        Options { default, migrate: default || scope.is_some(), scope, ..Options::default() }
     }
 
     fn detail(&self, live: &Live) -> Value {
@@ -112,12 +128,31 @@ impl Kind for TcpCc {
             }
         }
         let sockets = sockets::count(&name).ok();
-        json!({"algorithm": name, "default": own, "default_in": namespaces, "sockets": sockets})
+        let mut detail = json!({"algorithm": name, "default": own, "default_in": namespaces,
+            "sockets": sockets});
+        if let Some(scope) = Scope::of(&live.meta) {
+            detail["scope"] = json!(scope);
+        }
+        if let Some(taken) = Taken::of(live) {
+            detail["connections"] = taken.json();
+        }
+        detail
+    }
+
+    fn sockets(&self, live: &Live) -> Result<Vec<Value>> {
+        let state = live.shape().socket_state;
+        let all = Iterators::load()?.list(&algorithm(&live.meta.policy))?;
+        Ok(all.iter().map(|socket| socket.json(state.as_ref())).collect())
     }
 
     fn differs(&self, live: &Live, _policy: &Policy, options: &Options) -> Result<Option<String>> {
         let name = algorithm(&live.meta.policy);
-        let current = default::initial()?;
+        let scope = Scope::of(&live.meta);
+        if scope != options.scope {
+            let [was, is] = [&scope, &options.scope].map(|s| Scope::describe(s.as_ref()));
+            return Ok(Some(format!("scope: {was} -> {is}")));
+        }
+        let current = default::within(scope.as_ref())?;
         Ok(match (live.meta.default, options.default) {
             (true, true) if current != name => Some(format!("the default is `{current}`")),
             (was, is) if was != is => Some(format!("default: {was} -> {is}")),
@@ -137,6 +172,15 @@ impl Kind for TcpCc {
         tracing::warn!("the kernel is still taking `{name}` off");
     }
 
+    fn undo(&self, live: &Live) -> Result<()> {
+        // First, or new connections would come while the others leave.
+        let taken = Taken::of(live);
+        taken.iter().try_for_each(|t| t.switch(false))?;
+        self.restore(&live.meta.policy).inspect_err(|_| {
+            let _ = taken.iter().try_for_each(|t| t.switch(true));
+        })
+    }
+
     fn restore(&self, policy: &str) -> Result<()> {
         let name = algorithm(policy);
         let undo = Undo::open(&name);
@@ -148,7 +192,7 @@ impl Kind for TcpCc {
         }
         let of_kind = |l: &Live| l.meta.manifest.policy.kind == self.name();
         if !crate::live::all()?.iter().any(|l| of_kind(l) && l.meta.policy != policy) {
-            sockets::forget_marks();
+            marks::forget();
         }
         Ok(())
     }
@@ -183,7 +227,7 @@ impl Kind for TcpCc {
             return found;
         }
         if live.is_empty() {
-            sockets::forget_marks();
+            marks::forget();
         }
         let available = default::available();
         for name in default::ghosts(&available) {
@@ -195,25 +239,34 @@ impl Kind for TcpCc {
             found.push((policy, what));
         }
         for name in Undo::all() {
-            let policy = format!("tcp-cc/{}", name.trim_start_matches("bpf_"));
             let Some(undo) = Undo::open(&name) else { continue };
-            if !live.iter().any(|l| algorithm(&l.meta.policy) == name) {
+            let Some(policy) = live.iter().find(|l| algorithm(&l.meta.policy) == name) else {
                 undo.remove();
-            } else if undo.pending().is_some() {
-                let what = match complete(&name, &undo) {
+                continue;
+            };
+            if undo.pending().is_some() {
+                let scope = Scope::of(&policy.meta);
+                let what = match complete(&name, &undo, scope.as_ref()) {
                     Ok(()) => "an interrupted attach had not made it the default everywhere; done"
                         .to_owned(),
                     Err(e) => format!("it was to be the default everywhere: {e:#}"),
                 };
-                found.push((policy, what));
+                found.push((policy.meta.policy.clone(), what));
             }
         }
         let wanted = |l: &&&Live| l.meta.default && !swap::is_retired(&l.meta.policy);
         for policy in live.iter().filter(wanted) {
             let name = algorithm(&policy.meta.policy);
-            if let Some(current) = default::initial().ok().filter(|c| *c != name) {
-                let what = format!("asked to be the default, but that is `{current}`");
-                found.push((policy.meta.policy.clone(), what));
+            let what = match default::within(Scope::of(&policy.meta).as_ref()) {
+                Ok(current) if current == name => continue,
+                Ok(current) => format!("asked to be the default, but that is `{current}`"),
+                Err(e) => format!("asked to be the default: {e:#}"),
+            };
+            found.push((policy.meta.policy.clone(), what));
+        }
+        for policy in live.iter().filter(|l| !swap::is_retired(&l.meta.policy)) {
+            if let Some(why) = Taken::of(policy).as_ref().and_then(Taken::idle) {
+                found.push((policy.meta.policy.clone(), why.to_owned()));
             }
         }
         found
@@ -226,17 +279,26 @@ struct Registration {
     default: bool,
     migrate: bool,
     needs_ecn: bool,
+    scope: Option<Scope>,
+    taker: Option<Taker>,
 }
 
 impl Session for Registration {
     fn open(&mut self, opened: &mut Opened, policy: &Policy, _kernel: &Kernel) -> Result<()> {
-        self.map = object::struct_ops(policy, &opened.shape, OPS)?.map.clone();
+        self.map = object::struct_ops(policy, &opened.shape, &[OPS])?.map.clone();
         if !opened.set_struct_ops_text(&self.map, "name", &self.name) {
             return Err(Error::config(format!("`{}` has no member `name`", self.map)).into());
         }
         opened.set_struct_ops(&self.map, "flags", |flags| {
             self.needs_ecn = flags.first().is_some_and(|f| f & TCP_CONG_NEEDS_ECN != 0);
         });
+        Ok(())
+    }
+
+    fn configure(&mut self, _object: &mut Object, _shape: &Shape) -> Result<()> {
+        if let Some(scope) = self.scope.as_ref().filter(|s| !s.is_namespace()) {
+            self.taker = Some(Taker::load(scope, &self.name, self.needs_ecn)?);
+        }
         Ok(())
     }
 
@@ -253,13 +315,17 @@ impl Session for Registration {
     }
 
     fn attach(&mut self, object: &mut Object) -> Result<Vec<(String, Link)>> {
-        if self.default {
+        let records = self.default || self.migrate;
+        if records {
             // Recorded before the policy can outlive us, so that what is asked for gets done.
-            let from = default::initial()?;
+            let from = default::within(self.scope.as_ref())?;
             let (migrate, needs_ecn) = (self.migrate, self.needs_ecn);
             Undo::create(&self.name)?.begin(&Pending { from, migrate, needs_ecn })?;
         }
         let attached = attach_programs(object).and_then(|mut links| {
+            if let Some((taker, scope)) = self.taker.as_mut().zip(self.scope.as_ref()) {
+                links.push((taker::LINK.to_owned(), taker.attach(scope)?));
+            }
             links.push(attach_struct_ops(
                 object,
                 &self.map,
@@ -268,31 +334,46 @@ impl Session for Registration {
             Ok(links)
         });
         if attached.is_err()
-            && let Some(undo) = Undo::open(&self.name).filter(|_| self.default)
+            && let Some(undo) = Undo::open(&self.name).filter(|_| records)
         {
             undo.remove();
         }
         attached
     }
 
+    fn record(&self) -> Value {
+        match &self.scope {
+            Some(scope) => {
+                let map = self.taker.as_ref().and_then(|t| t.map().ok());
+                json!({"scope": scope, taker::MAP: map})
+            }
+            None => Value::Null,
+        }
+    }
+
     fn finish(&mut self, _live: &Live) -> Result<()> {
-        match Undo::open(&self.name).filter(|_| self.default) {
-            Some(undo) => complete(&self.name, &undo),
+        match Undo::open(&self.name).filter(|_| self.default || self.migrate) {
+            Some(undo) => complete(&self.name, &undo, self.scope.as_ref()),
             None => Ok(()),
         }
     }
 }
 
 /// Makes `name` the default as its record says, from wherever that was interrupted.
-fn complete(name: &str, undo: &Undo) -> Result<()> {
+fn complete(name: &str, undo: &Undo, scope: Option<&Scope>) -> Result<()> {
     let Some(pending) = undo.pending() else { return Ok(()) };
-    default::take_over(name, &pending.from, undo)?;
+    let ns = scope.map_or(Ok(None), Scope::namespace)?;
+    if scope.is_none_or(Scope::is_namespace) {
+        default::take_over(name, &pending.from, undo, ns.as_ref())?;
+    }
     if pending.migrate {
         let what = Move {
             from: &pending.from,
             to: name,
             no_ecn_to: "",
             flags: if pending.needs_ecn { NEEDS_ECN } else { 0 },
+            netns: ns.map(|ns| ns.inode),
+            filter: scope.map_or(Ok(Filter::default()), Scope::resolve)?,
         };
         let report = Iterators::load()?.migrate(&what)?;
         let (moved, left) = (report.sockets.moved + report.sockets.listeners, report.left.len());

@@ -3,22 +3,21 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 
 use libbpf_rs::btf::BtfKind;
 use libbpf_rs::{MapCore, Object, ObjectBuilder};
-use serde_json::Value;
 
 use super::algorithm::Algorithm;
-use super::default;
+use super::globals::Globals;
 use super::netns::{self, Netns};
+use super::scope::Filter;
+use super::socket::{Socket, ends};
+use super::{default, marks};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
-use crate::shape::{Global, Shape};
 use crate::swap::{Left, Sockets};
-use crate::{log, sys, tree};
+use crate::{log, sys};
 
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tcp_iter.bpf.o"));
 
@@ -57,41 +56,18 @@ pub struct Move<'a> {
     pub no_ecn_to: &'a str,
     /// See the constants above.
     pub flags: u32,
-}
-
-/// A socket as the iterator saw it.
-pub struct Socket {
-    /// Its network namespace.
-    pub netns: String,
-    /// `struct polity_tcp_socket`.
-    pub record: Value,
-    /// The algorithm's private state.
-    pub private: Vec<u8>,
+    /// Only those in the namespace with this inode number.
+    pub netns: Option<u64>,
+    /// Only those in this scope.
+    pub filter: Filter,
 }
 
 /// The iterator programs, loaded.
 pub struct Iterators {
     object: Object,
-    conf: Global,
+    conf: Globals,
     moved: Layout,
     socket: Layout,
-}
-
-/// Where the marks of the sockets that we moved are pinned, so that they outlive this process.
-fn marks() -> PathBuf {
-    Path::new(tree::ROOT).join(tree::UNDO).join("moved")
-}
-
-/// Forgets which sockets were moved by us, once none of them is open: until then they must not
-/// count as chosen by their applications.
-pub fn forget_marks() {
-    let path = marks();
-    if !path.exists() || Iterators::load().and_then(|i| i.marked()).is_ok_and(|n| n > 0) {
-        return;
-    }
-    let _ = std::fs::remove_file(&path);
-    // Fails, as it should, while something else is recorded there.
-    let _ = path.parent().map(std::fs::remove_dir);
 }
 
 impl Iterators {
@@ -102,17 +78,13 @@ impl Iterators {
     pub fn load() -> Result<Self> {
         let said = log::capture();
         let fail = |e: libbpf_rs::Error| {
-            Error::failed(format!("can't load the TCP iterator: {e}{}", said.tail()))
+            Error::failed(format!("can't load the TCP iterator: {e:#}{}", said.tail()))
         };
         let mut open = ObjectBuilder::default()
             .name("polity_tcp")
             .and_then(|b| b.open_memory(OBJECT))
             .map_err(fail)?;
-        if marks().exists() {
-            for mut map in open.maps_mut().filter(|m| m.name() == "moved") {
-                map.reuse_pinned_map(marks()).map_err(fail)?;
-            }
-        }
+        marks::share(&mut open).map_err(fail)?;
         let object = open.load().map_err(fail)?;
         let lost = || Error::failed("the TCP iterator lost its BTF");
         let btf = object.btf()?.ok_or_else(lost)?;
@@ -122,39 +94,9 @@ impl Iterators {
                 .ok_or_else(lost)
         };
         let (moved, socket) = (record("polity_tcp_moved")?, record("polity_tcp_socket")?);
-        let conf = Shape::of(&btf).global("conf").cloned().ok_or_else(lost)?;
         drop(btf);
+        let conf = Globals::of_object(&object)?;
         Ok(Self { object, conf, moved, socket })
-    }
-
-    /// Keeps the marks beyond this process.
-    fn pin_marks(&mut self) -> Result<()> {
-        let path = marks();
-        if !path.exists() {
-            tree::make(path.parent().unwrap_or(&path))?;
-            for mut map in self.object.maps_mut().filter(|m| m.name() == "moved") {
-                map.pin(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes members of `conf`.
-    fn configure(&self, fields: &[(&str, &[u8])]) -> Result<()> {
-        let section = crate::object::map_label(&self.conf.section);
-        let label = |m: &libbpf_rs::Map<'_>| crate::object::map_label(&m.name().to_string_lossy());
-        let Some(map) = self.object.maps().find(|m| label(m) == section) else {
-            return Err(Error::failed("the TCP iterator lost its data map").into());
-        };
-        for (name, bytes) in fields {
-            let Some(member) = self.conf.layout.members().iter().find(|m| m.name == *name) else {
-                return Err(Error::failed(format!("the TCP iterator has no `{name}`")).into());
-            };
-            let mut value = bytes.to_vec();
-            value.resize(member.layout.size(), 0);
-            sys::map_write(&map, self.conf.offset + member.offset, &value)?;
-        }
-        Ok(())
     }
 
     /// Runs `program` over the sockets of `ns` and returns what it wrote.
@@ -212,7 +154,10 @@ impl Iterators {
     }
 
     /// Open sockets that we have moved.
-    fn marked(&self) -> Result<u64> {
+    ///
+    /// # Errors
+    /// A namespace that can't be walked.
+    pub fn marked(&self) -> Result<u64> {
         Ok(self.counts()?.values().map(|n| n[2]).sum())
     }
 
@@ -241,17 +186,18 @@ impl Iterators {
     /// # Errors
     /// A namespace that can't be walked; what was moved stays moved.
     pub fn pass(&mut self, what: &Move<'_>, id: u32, number: u32) -> Result<Report> {
-        self.pin_marks()?;
+        marks::pin(&mut self.object)?;
         let epoch = u64::from(id) << 32 | u64::from(number);
-        self.configure(&[
+        self.conf.configure(&what.filter.fields())?;
+        self.conf.configure(&[
             ("from", what.from.as_bytes()),
             ("to", what.to.as_bytes()),
             ("no_ecn_to", what.no_ecn_to.as_bytes()),
-            ("epoch", &epoch.to_le_bytes()),
-            ("flags", &what.flags.to_le_bytes()),
+            ("epoch", &epoch.to_ne_bytes()[..]),
+            ("flags", &what.flags.to_ne_bytes()[..]),
         ])?;
         let mut report = Report::default();
-        for ns in netns::all() {
+        for ns in netns::all().into_iter().filter(|ns| what.netns.is_none_or(|n| n == ns.inode)) {
             let bytes = self.walk("polity_tcp_move", &ns)?;
             for record in bytes.chunks_exact(self.moved.size()) {
                 report.add(&ns.name, &self.moved, record);
@@ -277,7 +223,7 @@ impl Iterators {
     /// # Errors
     /// It can't be walked.
     pub fn list_in(&self, ns: &Netns, algorithm: &str) -> Result<Vec<Socket>> {
-        self.configure(&[("from", algorithm.as_bytes())])?;
+        self.conf.configure(&[("from", algorithm.as_bytes())])?;
         let private = self.socket.members().iter().find(|m| m.name == "ca_priv");
         let private = private.map_or(0..0, |m| m.offset..m.offset + m.layout.size());
         let bytes = self.walk("polity_tcp_list", ns)?;
@@ -337,27 +283,6 @@ impl Report {
     }
 }
 
-/// A record's two ends as `address:port`.
-pub fn ends(record: &Value) -> (String, String) {
-    let end = |address: &str, port: &str| {
-        let bytes: Vec<u8> = record[address]
-            .as_array()
-            .map(|a| a.iter().map(|b| b.as_u64().unwrap_or_default() as u8).collect())
-            .unwrap_or_default();
-        let port = record[port].as_u64().unwrap_or_default() as u16;
-        let ip = match record["family"].as_i64() {
-            Some(10) => <[u8; 16]>::try_from(bytes).map(|b| IpAddr::V6(Ipv6Addr::from(b))).ok(),
-            _ => bytes.first_chunk::<4>().map(|b| IpAddr::V4(Ipv4Addr::from(*b))),
-        };
-        ip.map_or_else(String::new, |ip| std::net::SocketAddr::new(ip, port).to_string())
-    };
-    let id = &record["id"];
-    if id.is_object() {
-        return ends(id);
-    }
-    (end("local", "local_port"), end("remote", "remote_port"))
-}
-
 /// Sockets and listeners that run `algorithm`.
 ///
 /// # Errors
@@ -366,8 +291,8 @@ pub fn count(algorithm: &str) -> Result<u64> {
     Ok(Iterators::load()?.count()?.get(algorithm).copied().unwrap_or(0))
 }
 
-/// Moves every socket of `algorithm` to the default of the initial namespace, chosen or not:
-/// nothing is to run code that goes.
+/// Moves every socket of `algorithm` to the default of its namespace, chosen or not: nothing is
+/// to run code that goes.
 ///
 /// # Errors
 /// The iterator can't be loaded.
@@ -376,21 +301,29 @@ pub fn evacuate(algorithm: &str) -> Result<()> {
     if iterators.count()?.get(algorithm).copied().unwrap_or(0) == 0 {
         return Ok(());
     }
-    let to = Algorithm::find(&default::initial()?, &iterators)?;
-    let report = iterators.migrate(&Move {
-        from: algorithm,
-        to: &to.name,
-        no_ecn_to: "reno",
-        flags: INCLUDE_CHOSEN | to.needs_ecn(),
-    })?;
-    for left in &report.left {
-        tracing::warn!(
-            "{} -> {} in {} still runs `{algorithm}`: {}",
-            left.local,
-            left.remote,
-            left.netns,
-            left.why
-        );
+    let mut found: BTreeMap<String, Algorithm> = BTreeMap::new();
+    for ns in netns::all() {
+        let Ok(to) = ns.enter(default::current) else { continue };
+        if !found.contains_key(&to) {
+            found.insert(to.clone(), Algorithm::find(&to, &iterators)?);
+        }
+        let report = iterators.migrate(&Move {
+            from: algorithm,
+            to: &to,
+            no_ecn_to: "reno",
+            flags: INCLUDE_CHOSEN | found.get(&to).map_or(0, Algorithm::needs_ecn),
+            netns: Some(ns.inode),
+            ..Move::default()
+        })?;
+        for left in &report.left {
+            tracing::warn!(
+                "{} -> {} in {} still runs `{algorithm}`: {}",
+                left.local,
+                left.remote,
+                left.netns,
+                left.why
+            );
+        }
     }
     Ok(())
 }

@@ -6,21 +6,24 @@
 //! repeats it under the same number, and sockets that bear that number count as moved by it.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use libbpf_rs::{MapCore, MapHandle, MapType};
+use libbpf_rs::{MapCore, MapType};
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::Algorithm;
 use super::default::{self, Undo};
 use super::netns::{self, Netns};
+use super::scope::{Filter, Scope};
 use super::sockets::{self, INCLUDE_CHOSEN, Iterators, LISTENERS, Move, OF_SWAP, PASSES};
+use super::taker::Taken;
+use super::ways::{Ways, attached};
 use super::{name_of, upgrade};
 use crate::error::{Error, Result};
 use crate::kind;
 use crate::live::Live;
-use crate::swap::{Report, Swap, is_kernel};
+use crate::swap::{Record, Report, Swap, is_kernel};
 use crate::{sys, tree};
 
 /// How long to wait for sockets that are closing, or whose handshake is not over.
@@ -61,10 +64,16 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
     let record = swap.journal.record.clone();
     let (from, to) = (name_of(&record.from), name_of(&record.to));
     if record.from == record.to {
+        if record.options.scope.is_some() {
+            return Err(Error::config("an upgrade reaches all connections: no scope").into());
+        }
         return upgrade::go(swap);
     }
-    let is_default = default::initial()? == from;
+    let ways = Ways::of(&record)?;
+    let asked = record.options.scope.as_ref();
+    let is_default = ways.is_default(&from)?;
     swap.attach_new(&kind::Options { default: is_default, ..Default::default() })?;
+    ways.turn(&record.to)?;
     let mut work = Work::begin(swap)?;
     unretire(&record.to);
     let new = Algorithm::find(&to, &work.iterators)?;
@@ -83,9 +92,14 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         flags |= INCLUDE_CHOSEN;
     }
     let no_ecn_to = no_ecn.as_ref().map_or("", |a| a.name.as_str());
-    let what = Move { from: &from, to: &to, no_ecn_to, flags };
-    let undo = Undos::of(&record.from, &record.to)?;
+    let only = asked.map_or(Ok(None), Scope::namespace)?.map(|ns| ns.inode);
+    let filter = asked.map_or(Ok(Filter::default()), Scope::resolve)?;
+    let what = Move { from: &from, to: &to, no_ecn_to, flags, netns: only, filter };
+    let undo = Undos::of(&record)?;
     work.passes(&what, |work, ns| {
+        if !ways.defaults() || only.is_some_and(|only| only != ns.inode) {
+            return Ok(false);
+        }
         if ns.enter(default::current).ok().as_deref() != Some(&from) {
             return Ok(false);
         }
@@ -96,6 +110,14 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         ns.enter(|| default::set(&to)).map(|()| true)
     })?;
     let mut report = work.report;
+    if asked.is_none() {
+        ways.widen(&record.to, is_default)?;
+    }
+    // In part of its connections only: it stays for the others.
+    if asked.is_some() {
+        swap.forget();
+        return Ok(report);
+    }
     if !is_kernel(&record.from) {
         retire(&record.from)?;
         let old = swap.old()?;
@@ -119,12 +141,20 @@ pub fn back(swap: &mut Swap<'_>) -> Result<Report> {
     }
     unretire(&record.from);
     let (from, to) = (name_of(&record.from), name_of(&record.to));
+    let taken = |policy: &str| Taken::of(&attached(policy)?);
+    if let Some(taken) = taken(&record.to).filter(|_| record.fresh) {
+        taken.switch(false)?;
+    }
+    if let Some(taken) = taken(&record.from) {
+        taken.switch(true)?;
+    }
     let mut work = Work::begin(swap)?;
     let old = Algorithm::find(&from, &work.iterators)?;
     // What the swap brought goes again, so nothing is to run it. What was there before keeps the
     // sockets that it had.
     let whose = if record.fresh { INCLUDE_CHOSEN } else { OF_SWAP };
-    let what = Move { from: &to, to: &from, no_ecn_to: "", flags: whose | old.needs_ecn() };
+    let flags = whose | old.needs_ecn();
+    let what = Move { from: &to, to: &from, flags, ..Move::default() };
     work.passes(&what, |work, ns| {
         let ours = record.fresh || work.progress.namespaces.contains_key(&ns.inode);
         if !ours || ns.enter(default::current).ok().as_deref() != Some(&to) {
@@ -134,7 +164,7 @@ pub fn back(swap: &mut Swap<'_>) -> Result<Report> {
     })?;
     if let Some(name) = &record.options.no_ecn_to {
         let name = name_of(name);
-        let what = Move { from: &name, to: &from, no_ecn_to: "", flags: OF_SWAP };
+        let what = Move { from: &name, to: &from, flags: OF_SWAP, ..Move::default() };
         work.passes(&what, |_, _| Ok(false))?;
     }
     Ok(work.report)
@@ -193,7 +223,9 @@ impl<'a, 'b> Work<'a, 'b> {
         for _ in 0..PASSES {
             self.save()?;
             let changed = self.defaults(&change)?;
+            let start = Instant::now();
             let pass = self.iterators.pass(what, self.progress.id, self.progress.pass)?;
+            self.report.moving_us += start.elapsed().as_micros() as u64;
             self.progress.pass += 1;
             self.report.left = pass.left;
             self.report.sockets.add(&pass.sockets);
@@ -238,16 +270,18 @@ impl<'a, 'b> Work<'a, 'b> {
 struct Undos {
     old: Option<Undo>,
     new: Option<Undo>,
-    kernels: Option<String>,
+    stays: Option<String>,
     first: Option<u64>,
 }
 
 impl Undos {
-    fn of(from: &str, to: &str) -> Result<Self> {
+    fn of(record: &Record) -> Result<Self> {
+        let (from, to) = (record.from.as_str(), record.to.as_str());
+        let stays = is_kernel(from) || record.options.scope.is_some();
         Ok(Self {
             old: Undo::open(&name_of(from)).filter(|_| !is_kernel(from)),
             new: if is_kernel(to) { None } else { Some(Undo::create(&name_of(to))?) },
-            kernels: is_kernel(from).then(|| name_of(from)),
+            stays: stays.then(|| name_of(from)),
             first: netns::all().first().map(|ns| ns.inode),
         })
     }
@@ -256,7 +290,7 @@ impl Undos {
         let Some(new) = &self.new else { return Ok(()) };
         let recorded = |inode: u64| self.old.as_ref()?.value(inode);
         let origin = self
-            .kernels
+            .stays
             .clone()
             .or_else(|| recorded(ns.inode))
             // Made while the old one was the default.
@@ -269,7 +303,7 @@ impl Undos {
 }
 
 fn retired(policy: &str) -> PathBuf {
-    Path::new(tree::ROOT).join(tree::UNDO).join(format!("retired-{}", name_of(policy)))
+    tree::undo(&format!("retired-{}", name_of(policy)))
 }
 
 /// Has the policy go when nothing runs it any more.
@@ -278,22 +312,12 @@ fn retire(policy: &str) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
-    tree::make(path.parent().unwrap_or(&path))?;
-    let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
-        sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
-        ..Default::default()
-    };
-    // Nothing else can be pinned than a BPF object.
-    let mut map = MapHandle::create(MapType::Array, Some("polity_retired"), 4, 4, 1, &options)?;
-    Ok(map.pin(&path)?)
+    tree::keep(&path, &mut tree::record("polity_retired", 4)?)
 }
 
 /// Takes that back.
 pub fn unretire(policy: &str) {
-    let path = retired(policy);
-    let _ = std::fs::remove_file(&path);
-    // Fails, as it should, while something else is recorded there.
-    let _ = path.parent().map(std::fs::remove_dir);
+    tree::forget(&retired(policy));
 }
 
 /// Whether a swap has replaced the policy.

@@ -18,14 +18,14 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::sockets::{INCLUDE_CHOSEN, KEEP_CHOSEN, Move};
 use super::swap::Work;
-use super::{OPS, default, name_of};
+use super::{OPS, default, name_of, taker};
 use crate::error::{Error, Result};
 use crate::live::{self, Live, Meta};
 use crate::swap::{Report, Swap};
 use crate::{object, sys, tree};
 
 fn staged() -> PathBuf {
-    Path::new(tree::ROOT).join(tree::UNDO).join("upgrade")
+    tree::undo("upgrade")
 }
 
 /// The id of the record in a policy's folder.
@@ -53,7 +53,7 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
             loaded.ok_or_else(|| Error::failed(format!("the new {policy} is not loaded")))?;
         let old = live::find(&policy)?;
         let (name, link) = struct_ops_link(&old)?;
-        let map = object::struct_ops(&loaded.policy, &loaded.shape, OPS)?.map.clone();
+        let map = object::struct_ops(&loaded.policy, &loaded.shape, &[OPS])?.map.clone();
         if map != name {
             return Err(Error::config(format!(
                 "the struct_ops map of the new version is called `{map}`, the old one's `{name}`"
@@ -78,6 +78,9 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         tree::stage(&staged, &mut loaded.object, &mut record)?;
         sys::pin(link.as_fd(), &staged.join("links").join(&name))
             .map_err(|e| Error::failed(format!("can't pin the link of {policy} once more: {e}")))?;
+        if let Some(id) = old.meta.links.get(taker::LINK) {
+            sys::pin(sys::link_by_id(*id)?.as_fd(), &staged.join("links").join(taker::LINK))?;
+        }
         let new = loaded.object.maps().find(|m| m.name() == map.as_str());
         let new = new.ok_or_else(|| Error::failed("the object lost its struct_ops map"))?;
         replace(&link, new.as_fd())?;
@@ -86,7 +89,7 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
     resolve(&mut work, &policy)?;
     let report = work.report;
     swap.forget();
-    drop_staged();
+    tree::forget(&staged());
     Ok(Report { retired: true, ..report })
 }
 
@@ -112,23 +115,13 @@ pub fn back(swap: &mut Swap<'_>) -> Result<Report> {
         resolve(&mut work, &policy)?;
     }
     let report = work.report;
-    drop_staged();
+    tree::forget(&staged);
     Ok(report)
-}
-
-fn drop_staged() {
-    let staged = staged();
-    if staged.exists()
-        && let Err(e) = fs::remove_dir_all(&staged)
-    {
-        tracing::warn!("can't remove {}: {e}", staged.display());
-    }
-    let _ = staged.parent().map(fs::remove_dir);
 }
 
 /// The link that registers the algorithm.
 fn struct_ops_link(live: &Live) -> Result<(String, OwnedFd)> {
-    let mut links = live.meta.links.iter();
+    let mut links = live.meta.links.iter().filter(|(name, _)| *name != taker::LINK);
     match (links.next(), links.next()) {
         (Some((name, id)), None) => Ok((name.clone(), sys::link_by_id(*id)?)),
         _ => Err(Error::failed(format!(
@@ -150,7 +143,7 @@ fn make_ready(object: &mut libbpf_rs::Object, map: &str) -> Result<()> {
     match ops.attach_struct_ops() {
         Err(e) if e.kind() == libbpf_rs::ErrorKind::AlreadyExists => Ok(()),
         Err(e) => {
-            Err(Error::failed(format!("the kernel does not take `{map}`: {e}{}", said.tail()))
+            Err(Error::failed(format!("the kernel does not take `{map}`: {e:#}{}", said.tail()))
                 .into())
         }
         // The name was free: its old link must be dead. This one goes with the value.
@@ -190,6 +183,7 @@ fn resolve(work: &mut Work<'_, '_>, policy: &str) -> Result<()> {
         no_ecn_to: "",
         // They run it already, so whether they do ECN is no question.
         flags: INCLUDE_CHOSEN | KEEP_CHOSEN,
+        ..Move::default()
     };
     work.passes(&what, |_, ns| {
         if ns.enter(default::current).ok().as_deref() != Some(&name) {

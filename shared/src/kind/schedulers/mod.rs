@@ -2,24 +2,34 @@
 
 use std::time::Duration;
 
-use libbpf_rs::{Link, MapCore, Object};
+use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
 
 use super::{Condition, Kind, Options, Session, attach_programs, attach_struct_ops};
 use crate::catalog::Policy;
+use crate::crash::{self, Crash};
 use crate::error::{Error, Result};
 use crate::holders;
 use crate::kernel::{Fact, Kernel, read};
 use crate::live::{self, Live};
 use crate::object::{self, Opened};
+use crate::swap::{Options as SwapOptions, Report, Swap};
 use crate::timing;
+
+mod exit;
+mod swap;
+
+use exit::ExitRecord;
 
 /// The struct_ops type.
 const OPS: &str = "sched_ext_ops";
+/// CPUs by number, or by their place in the topology (Linux 7.3 has both).
+const FORMS: &[&str] = &[OPS, "sched_ext_ops_cid"];
 /// Where the kernel tells of sched_ext.
 const SYSFS: &str = "/sys/kernel/sched_ext";
-/// The kernel's default for `exit_dump_len` (`SCX_EXIT_DUMP_DFL_LEN`).
-const DUMP_LEN: u32 = 32768;
+
+/// What the kernel runs when no scheduler is attached, as a side of a swap.
+const KERNELS_OWN: &str = "eevdf";
 
 /// The kind.
 pub struct Schedulers;
@@ -39,8 +49,8 @@ impl Kind for Schedulers {
         "schedulers"
     }
 
-    fn struct_ops(&self) -> Option<&'static str> {
-        Some(OPS)
+    fn struct_ops(&self) -> &'static [&'static str] {
+        FORMS
     }
 
     fn supported(&self, kernel: &Kernel) -> Result<()> {
@@ -102,12 +112,20 @@ impl Kind for Schedulers {
 
     fn condition(&self, live: &Live) -> Condition {
         match ExitRecord::of(live) {
-            Some(exit) if exit.kind != 0 => Condition::Ejected(exit.to_string()),
+            Some(exit) if exit.is_ejected() => Condition::Ejected(exit.to_string()),
             _ if state().as_deref() == Some("disabled") => Condition::Detached(
                 "the kernel runs its own scheduler although this one is attached".into(),
             ),
             _ => Condition::Attached,
         }
+    }
+
+    fn last_words(&self, live: &Live) -> Option<String> {
+        exit::dump_of(live)
+    }
+
+    fn ejects(&self) -> bool {
+        true
     }
 
     fn settle(&self, live: &Live) {
@@ -130,10 +148,37 @@ impl Kind for Schedulers {
     fn detail(&self, live: &Live) -> Value {
         let switch_all = read(&format!("{SYSFS}/switch_all")).is_some_and(|v| v == "1");
         let mut detail = json!({"ops": running(), "state": state(), "switch_all": switch_all});
-        if let Some(exit) = ExitRecord::of(live).filter(|e| e.kind != 0) {
+        if let Some(exit) = ExitRecord::of(live).filter(ExitRecord::is_ejected) {
             detail["exit"] = json!({"kind": exit.kind, "code": exit.code, "reason": exit.reason, "message": exit.message});
         }
         detail
+    }
+
+    fn kernel_side(&self, name: &str) -> Result<()> {
+        match name {
+            KERNELS_OWN => Ok(()),
+            _ => Err(Error::config(format!("the kernel has no scheduler `{name}`"))
+                .hint(format!("its own is kernel/{KERNELS_OWN}"))
+                .into()),
+        }
+    }
+
+    fn swap_options(&self, options: &SwapOptions) -> Result<()> {
+        if options.migrate || options.include_chosen || options.no_ecn_to.is_some() {
+            return Err(Error::config(
+                "--migrate, --include-chosen and --no-ecn-to are for tcp-cc",
+            )
+            .into());
+        }
+        Ok(())
+    }
+
+    fn swap(&self, swap: &mut Swap<'_>) -> Result<Report> {
+        swap::go(swap)
+    }
+
+    fn abort_swap(&self, swap: &mut Swap<'_>) -> Result<Report> {
+        swap::back(swap)
     }
 }
 
@@ -164,7 +209,7 @@ struct Scheduler {
 
 impl Session for Scheduler {
     fn open(&mut self, opened: &mut Opened, policy: &Policy, kernel: &Kernel) -> Result<()> {
-        self.ops = object::struct_ops(policy, &opened.shape, OPS)?.map.clone();
+        self.ops = object::struct_ops(policy, &opened.shape, FORMS)?.map.clone();
         opened.set_struct_ops_text(&self.ops, "name", &ops_name(&policy.manifest.policy.name));
         if kernel.has_member(OPS, "hotplug_seq")
             && let Some(seq) =
@@ -180,7 +225,7 @@ impl Session for Scheduler {
                 |e| Error::failed(format!("can't probe the kernel for scx's library: {e:#}")),
             )?;
         }
-        size_dumps(opened)
+        exit::size_dumps(opened)
     }
 
     fn ready(&mut self) -> Result<()> {
@@ -206,14 +251,21 @@ impl Session for Scheduler {
             "another scheduler is running: `polity doctor` says whose",
         )?);
         // The call returns when the kernel has enabled it, or has already ejected it again.
-        let exit = read_exit(object);
-        match exit {
-            Some(exit) if exit.kind != 0 => {
-                Err(Error::ejected(format!("the kernel ejected {} at once: {exit}", self.id))
-                    .into())
-            }
-            _ => Ok(links),
-        }
+        let Some(exit) = ExitRecord::read(object).filter(|exit| exit.kind != 0) else {
+            return Ok(links);
+        };
+        let why = exit.to_string();
+        let crash = Crash {
+            policy: &self.id,
+            attached: &crate::time::now(),
+            why: &why,
+            params: Value::Null,
+            stats: Value::Null,
+            dump: exit::read_dump(object),
+        };
+        Err(Error::ejected(format!("the kernel ejected {} at once: {why}", self.id))
+            .hint(crash::pointer(crash.keep()))
+            .into())
     }
 }
 
@@ -232,84 +284,4 @@ fn replace(name: &str) -> Result<()> {
     Err(Error::failed("it is held by a process outside this polity's reach")
         .hint("stop that process; `bpftool link` shows who holds the link")
         .into())
-}
-
-/// Gives each `UEI_DEFINE` room for the kernel's dump.
-fn size_dumps(opened: &mut Opened) -> Result<()> {
-    let lengths: Vec<_> =
-        opened.shape.globals.iter().filter(|g| g.name.ends_with("_dump_len")).cloned().collect();
-    for length in lengths {
-        let section = format!(".data.{}", length.name.trim_end_matches("_len"));
-        let mut sized = false;
-        for mut map in opened.object.maps_mut().filter(|m| m.name() == section.as_str()) {
-            sized = map.set_value_size(DUMP_LEN).is_ok();
-        }
-        if sized {
-            object::write_global(&mut opened.object, &length, &DUMP_LEN.to_le_bytes())?;
-        }
-    }
-    Ok(())
-}
-
-/// Why the kernel took a scheduler off (`UEI_RECORD` in ops.exit).
-#[derive(Debug)]
-pub struct ExitRecord {
-    /// `enum scx_exit_kind`; 0 while it runs.
-    pub kind: i64,
-    /// What the scheduler passed to `scx_bpf_exit`.
-    pub code: i64,
-    /// The kernel's word for the kind.
-    pub reason: String,
-    /// More of it.
-    pub message: String,
-}
-
-impl ExitRecord {
-    fn of(live: &Live) -> Option<Self> {
-        let shape = live.shape();
-        Self::from_json(&live.global(&shape, &record_name(&shape)?)?)
-    }
-
-    fn from_json(record: &Value) -> Option<Self> {
-        let text = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
-        Some(Self {
-            kind: record["kind"].as_i64()?,
-            code: record["exit_code"].as_i64().unwrap_or_default(),
-            reason: text("reason"),
-            message: text("msg"),
-        })
-    }
-}
-
-impl std::fmt::Display for ExitRecord {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.reason.as_str(), self.message.as_str()) {
-            ("", _) => write!(f, "exit kind {}", self.kind),
-            (reason, "") => f.write_str(reason),
-            (reason, message) => write!(f, "{reason} ({message})"),
-        }
-    }
-}
-
-/// The global of type `struct user_exit_info`.
-fn record_name(shape: &crate::shape::Shape) -> Option<String> {
-    use crate::layout::Layout;
-    let is_record =
-        |l: &Layout| matches!(l, Layout::Struct { name, .. } if name == "user_exit_info");
-    shape.globals.iter().find(|g| is_record(&g.layout)).map(|g| g.name.clone())
-}
-
-fn read_exit(object: &Object) -> Option<ExitRecord> {
-    let shape = crate::shape::Shape::of(&object.btf().ok()??);
-    let global = shape.global(&record_name(&shape)?)?.clone();
-    let map =
-        object.maps().find(|m| object::is_section(&m.name().to_string_lossy(), &global.section))?;
-    let mut value = vec![0; map.value_size() as usize];
-    crate::sys::map_lookup(&map, &0u32.to_ne_bytes(), &mut value).ok()?;
-    ExitRecord::from_json(&global.layout.json(value.get(global.offset..)?))
-}
-
-/// The exit record of a scheduler that this process attached, once the kernel has taken it off.
-pub fn exited(object: &Object) -> Option<ExitRecord> {
-    read_exit(object).filter(|exit| exit.kind != 0)
 }

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* A task wakes and no CPU is idle: whose CPU may it take? */
+#ifndef __FAIR_WAKE_H
+#define __FAIR_WAKE_H
+
+#include "vtime.h"
+
+/*
+ * Makes a CPU look for work. Not from a CPU that goes offline: it would queue the kick as
+ * interrupt work that nobody runs any more, and the kernel waits for that when we end.
+ */
+static void kick(s32 cpu, u64 flags)
+{
+	if (is_offline(bpf_get_smp_processor_id()))
+		return;
+	stat_inc(kicks);
+	scx_bpf_kick_cpu(cpu, flags);
+}
+
+/*
+ * May a task that wakes take this CPU at once? It must be owed a good deal more time than
+ * the one that runs, which must have had its hands on the CPU for a while. So who sleeps a
+ * lot is served at once, and two tasks that keep waking each other are not torn apart.
+ */
+static bool take(u32 cpu, const struct fair_task *t, u64 now)
+{
+	struct task_struct *curr = __COMPAT_scx_bpf_cpu_curr(cpu);
+	struct fair_cpu *c = cpu_of(cpu);
+	struct fair_task *victim;
+	u64 since, claimed;
+
+	/* Idle, or of a higher class? */
+	if (!c || !curr || !(curr->scx.flags & SCX_TASK_QUEUED))
+		return false;
+	since = curr->sched_info.last_arrival;
+	if (before(now, since + protect_us * NSEC))
+		return false;
+	victim = task_of(curr);
+	if (!victim || !before(t->vtime + preempt_lag_us * NSEC, victim->vtime + (now - since)))
+		return false;
+	/* Nobody else shall choose the same victim before the switch is made. */
+	claimed = c->victim;
+	return claimed != since && __sync_val_compare_and_swap(&c->victim, claimed, since) == claimed;
+}
+
+/*
+ * A CPU for a task that wakes and finds none idle: where it was, then near, then anywhere.
+ * Negative when everybody runs by right.
+ */
+static s32 find_victim(const struct task_struct *p, const struct fair_task *t, s32 prev_cpu)
+{
+	u32 i, cpu, llc = llc_of(prev_cpu);
+	u64 now = scx_bpf_now();
+
+	if (take(prev_cpu, t, now))
+		return prev_cpu;
+	bpf_for(i, 1, NEIGHBOURS) {
+		if (i >= polity_nr_cpus)
+			break;
+		cpu = (prev_cpu + i) % polity_nr_cpus;
+		if (llc_of(cpu) == llc && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
+		    take(cpu, t, now))
+			return cpu;
+	}
+	bpf_for(i, 1, NEIGHBOURS) {
+		if (i >= polity_nr_cpus)
+			break;
+		cpu = (prev_cpu + i) % polity_nr_cpus;
+		if (llc_of(cpu) != llc && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
+		    take(cpu, t, now))
+			return cpu;
+	}
+	return -1;
+}
+
+#endif /* __FAIR_WAKE_H */

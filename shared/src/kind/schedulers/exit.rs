@@ -1,0 +1,133 @@
+//! Why the kernel took a scheduler off: what `UEI_RECORD` keeps in its `ops.exit`.
+
+use libbpf_rs::{MapCore, Object};
+use serde_json::Value;
+
+use crate::error::Result;
+use crate::layout::Layout;
+use crate::live::Live;
+use crate::object::{self, Opened};
+use crate::shape::{Global, Shape};
+use crate::sys;
+
+/// The kernel's default for `exit_dump_len` (`SCX_EXIT_DUMP_DFL_LEN`).
+const DUMP_LEN: u32 = 32768;
+/// `SCX_EXIT_UNREG`: its link was closed.
+const UNREGISTERED: i64 = 64;
+
+/// What the kernel says of the end of a scheduler.
+#[derive(Debug)]
+pub struct ExitRecord {
+    /// `enum scx_exit_kind`; 0 while it runs.
+    pub kind: i64,
+    /// What the scheduler passed to `scx_bpf_exit`.
+    pub code: i64,
+    /// The kernel's word for the kind.
+    pub reason: String,
+    /// More of it.
+    pub message: String,
+}
+
+impl ExitRecord {
+    /// That of an attached scheduler, where it has one.
+    pub fn of(live: &Live) -> Option<Self> {
+        let shape = live.shape();
+        Self::from_json(&live.global(&shape, &record(&shape)?.name)?)
+    }
+
+    /// That of a scheduler which this process has loaded.
+    pub fn read(object: &Object) -> Option<Self> {
+        let shape = Shape::of(&object.btf().ok()??);
+        let global = record(&shape)?;
+        let value = section(object, &global.section)?;
+        Self::from_json(&global.layout.json(value.get(global.offset..)?))
+    }
+
+    fn from_json(record: &Value) -> Option<Self> {
+        let text = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
+        Some(Self {
+            kind: record["kind"].as_i64()?,
+            code: record["exit_code"].as_i64().unwrap_or_default(),
+            reason: text("reason"),
+            message: text("msg"),
+        })
+    }
+
+    /// Whether it runs no more, although nobody took it off.
+    pub fn is_ejected(&self) -> bool {
+        ![0, UNREGISTERED].contains(&self.kind)
+    }
+}
+
+impl std::fmt::Display for ExitRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.reason.as_str(), self.message.as_str()) {
+            ("", _) => write!(f, "exit kind {}", self.kind),
+            (reason, "") => f.write_str(reason),
+            (reason, message) => write!(f, "{reason} ({message})"),
+        }
+    }
+}
+
+/// All that the kernel and the scheduler itself (`ops.dump`) said at its end.
+pub fn dump_of(live: &Live) -> Option<String> {
+    let shape = live.shape();
+    let map = live.map(&object::map_label(&dump_section(&lengths(&shape).next()?.name)))?;
+    let mut value = vec![0; map.value_size() as usize];
+    sys::map_lookup(&map, &0u32.to_ne_bytes(), &mut value).ok()?;
+    Some(text(&value))
+}
+
+/// The same of a scheduler which this process has loaded.
+pub fn read_dump(object: &Object) -> Option<String> {
+    let shape = Shape::of(&object.btf().ok()??);
+    let name = lengths(&shape).next()?.name.clone();
+    Some(text(&section(object, &dump_section(&name))?))
+}
+
+/// Gives each `UEI_DEFINE` room for the kernel's dump.
+///
+/// # Errors
+/// An object that is not as its BTF says.
+pub fn size_dumps(opened: &mut Opened) -> Result<()> {
+    for length in lengths(&opened.shape).cloned().collect::<Vec<_>>() {
+        let section = dump_section(&length.name);
+        let mut sized = false;
+        for mut map in opened.object.maps_mut().filter(|m| m.name() == section.as_str()) {
+            sized = map.set_value_size(DUMP_LEN).is_ok();
+        }
+        if sized {
+            object::write_global(&mut opened.object, &length, &DUMP_LEN.to_le_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// The globals that say how long a dump may be; each dump has a section of its own.
+fn lengths(shape: &Shape) -> impl Iterator<Item = &Global> {
+    shape.globals.iter().filter(|g| g.name.ends_with("_dump_len"))
+}
+
+fn dump_section(length: &str) -> String {
+    format!(".data.{}", length.trim_end_matches("_len"))
+}
+
+/// The global of type `struct user_exit_info`.
+fn record(shape: &Shape) -> Option<&Global> {
+    let is_record =
+        |l: &Layout| matches!(l, Layout::Struct { name, .. } if name == "user_exit_info");
+    shape.globals.iter().find(|g| is_record(&g.layout))
+}
+
+/// The bytes of a data section of a loaded object.
+fn section(object: &Object, name: &str) -> Option<Vec<u8>> {
+    let map = object.maps().find(|m| object::is_section(&m.name().to_string_lossy(), name))?;
+    let mut value = vec![0; map.value_size() as usize];
+    sys::map_lookup(&map, &0u32.to_ne_bytes(), &mut value).ok()?;
+    Some(value)
+}
+
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}

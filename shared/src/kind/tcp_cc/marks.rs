@@ -1,0 +1,55 @@
+//! The marks of sockets that we moved, by which they don't count as chosen by their applications.
+//! All of the host's TCP programs share one map, pinned so that it outlives this process.
+
+use std::path::PathBuf;
+
+use libbpf_rs::{MapCore, Object, OpenObject};
+
+use super::sockets::Iterators;
+use crate::error::Result;
+use crate::tree;
+
+/// The map's name in every object.
+const MAP: &str = "moved";
+
+fn path() -> PathBuf {
+    tree::undo(MAP)
+}
+
+/// Has the object use the marks that are there.
+///
+/// # Errors
+/// What libbpf says.
+pub fn share(open: &mut OpenObject) -> libbpf_rs::Result<()> {
+    if path().exists() {
+        for mut map in open.maps_mut().filter(|m| m.name() == MAP) {
+            map.reuse_pinned_map(path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the object's marks beyond this process, unless there are some already.
+///
+/// # Errors
+/// What the kernel says.
+pub fn pin(object: &mut Object) -> Result<()> {
+    let path = path();
+    if !path.exists() {
+        tree::make(path.parent().unwrap_or(&path))?;
+        for mut map in object.maps_mut().filter(|m| m.name() == MAP) {
+            map.pin(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Forgets which sockets were moved by us, once none of them is open: until then they must not
+/// count as chosen by their applications.
+pub fn forget() {
+    let path = path();
+    if !path.exists() || Iterators::load().and_then(|i| i.marked()).is_ok_and(|n| n > 0) {
+        return;
+    }
+    tree::forget(&path);
+}

@@ -1,0 +1,321 @@
+//! What `polity serve` keeps as its file says: applied at the start and when it is told to, kept
+//! up when the kernel ejects something, rolled back when a guard trips.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crossbeam::channel::Receiver;
+use serde_json::Value;
+
+use super::control::Said;
+use super::keeper::Keeper;
+use super::watch::Watch;
+use crate::desired::{self, Wanted};
+use crate::error::{Exit, Result, exit};
+use crate::feed::Feed;
+use crate::kind::Condition;
+use crate::live::{self, Live};
+use crate::tree::Tree;
+use crate::{apply, attach, crash, history, mend, transaction};
+
+/// In the history, what concerns the whole file.
+const ALL: &str = "*";
+
+/// The supervisor.
+pub struct Supervisor {
+    file: PathBuf,
+    /// What the file says, less what was rolled back.
+    wanted: Vec<Wanted>,
+    /// What it said before it was changed.
+    previous: Vec<Wanted>,
+    kept: Vec<Kept>,
+    watches: Vec<Watch>,
+    /// What is not as the file says.
+    notes: BTreeMap<String, String>,
+    feed: Feed,
+}
+
+/// A policy that is kept up, and what of it is attached.
+struct Kept {
+    keeper: Keeper,
+    live: Option<Live>,
+}
+
+impl Supervisor {
+    /// Makes the system what `file` says, and begins to watch.
+    ///
+    /// # Errors
+    /// With the exit status of what is wrong; the system is as before then.
+    pub fn start(file: &Path) -> Result<Self> {
+        let mut new = Self {
+            file: file.to_owned(),
+            wanted: Vec::new(),
+            previous: Vec::new(),
+            kept: Vec::new(),
+            watches: Vec::new(),
+            notes: BTreeMap::new(),
+            feed: Feed::default(),
+        };
+        new.apply(desired::read(file)?)?;
+        Ok(new)
+    }
+
+    /// Reads the file again and makes the system what it says now.
+    ///
+    /// # Errors
+    /// With the exit status of what is wrong; all is as before then, and goes on being watched.
+    pub fn reload(&mut self) -> Result<()> {
+        let before: Vec<Wanted> = self.wanted.clone();
+        let result = desired::read(&self.file).and_then(|wanted| self.apply(wanted));
+        match &result {
+            Ok(()) => {
+                let ids = |all: &[Wanted]| all.iter().map(|w| w.policy.id()).collect::<Vec<_>>();
+                if ids(&before) != ids(&self.wanted) {
+                    self.previous = before;
+                }
+                history::record(ALL, "reloaded", &self.file.display().to_string());
+            }
+            Err(e) => history::record(ALL, "reload refused", &format!("{e:#}")),
+        }
+        result
+    }
+
+    /// Applies, and begins to watch what is attached then.
+    fn apply(&mut self, wanted: Vec<Wanted>) -> Result<()> {
+        let mut trial = wanted.clone();
+        // How often what stands in had to be tried instead.
+        let mut ejected = 0;
+        while let Err(e) = make(trial.clone()) {
+            let stand_in = trial.iter_mut().find_map(|w| Some((w.stand_in()?, w)));
+            match stand_in {
+                Some((next, place)) if exit(&e) == Exit::Ejected => {
+                    let id = place.policy.id();
+                    tracing::warn!("{id}: {e:#}; trying {}", next.policy.id());
+                    *place = next;
+                    ejected += 1;
+                }
+                _ => return Err(e),
+            }
+        }
+        self.wanted = wanted;
+        self.notes.clear();
+        self.begin(ejected > 0)
+    }
+
+    /// Begins to watch what is wanted.
+    fn begin(&mut self, ejected: bool) -> Result<()> {
+        let keep = |w: &Wanted| {
+            let (policy, params, options) = (w.policy.clone(), w.params.clone(), w.options.clone());
+            let mut keeper = Keeper::new(policy, params, options, &w.care, true);
+            if ejected && !w.care.fallback.is_empty() {
+                keeper.failed(Instant::now());
+            }
+            Kept { keeper, live: None }
+        };
+        self.kept = self.wanted.iter().map(keep).collect();
+        let guarded = self.wanted.iter().filter(|w| !w.care.guards.is_empty());
+        self.watches = guarded
+            .map(|w| Watch::new(w.policy.id(), &w.care.guards))
+            .collect::<Result<Vec<_>>>()?;
+        self.adopt(live::all()?);
+        self.kept.iter_mut().for_each(|k| k.keeper.prepare());
+        Ok(())
+    }
+
+    /// Takes note of what is attached, whoever did it.
+    fn adopt(&mut self, mut all: Vec<Live>) {
+        for kept in &mut self.kept {
+            let id = kept.keeper.adopt(&all).map(|l| l.id);
+            let at = all.iter().position(|l| Some(l.id) == id);
+            kept.live = at.map(|at| all.swap_remove(at));
+        }
+    }
+
+    /// Looks whether the kernel has ejected something, and whether something is to be tried again.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn look(&mut self) -> Result<()> {
+        for kept in &mut self.kept {
+            let ejected = match &kept.live {
+                Some(live) => matches!(live.kind()?.condition(live), Condition::Ejected(_)),
+                None => false,
+            };
+            if ejected {
+                kept.replace()?;
+            } else if kept.keeper.is_due() {
+                kept.try_first()?;
+            } else {
+                continue;
+            }
+            kept.keeper.prepare();
+        }
+        Ok(())
+    }
+
+    /// Looks at the guards' numbers, and at what others did.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn poll(&mut self) -> Result<()> {
+        let all = live::all()?;
+        let now = Instant::now();
+        let tripped: Vec<(String, String)> = self
+            .watches
+            .iter_mut()
+            .filter_map(|watch| Some((watch.policy.clone(), watch.look(&all, now)?)))
+            .collect();
+        self.feed.update(&all);
+        self.adopt(all);
+        for (policy, why) in tripped {
+            self.roll_back(&policy, &why)?;
+        }
+        Ok(())
+    }
+
+    /// Puts what was there before `policy` in its place.
+    fn roll_back(&mut self, policy: &str, why: &str) -> Result<()> {
+        let Some(at) = self.wanted.iter().position(|w| w.policy.id() == policy) else {
+            return Ok(());
+        };
+        let mut wanted = self.wanted.clone();
+        let bad = wanted.remove(at);
+        let before = bad.stand_in().or_else(|| self.predecessor(&bad));
+        let instead = match &before {
+            Some(before) => format!("{} is in its place", before.policy.id()),
+            None => "what was before it is back".to_owned(),
+        };
+        wanted.extend(before);
+        match make(self.in_force(&wanted)) {
+            Ok(()) => {
+                tracing::warn!("{policy} is rolled back: {why}; {instead}");
+                history::record(policy, "rolled back", &format!("{why}; {instead}"));
+                self.wanted = wanted;
+                self.begin(false)?;
+                self.notes.insert(policy.to_owned(), format!("rolled back: {why}; {instead}"));
+                Ok(())
+            }
+            Err(e) => {
+                tracing::error!("{policy} can't be rolled back: {e:#}");
+                history::record(policy, "could not be rolled back", &format!("{why}; {e:#}"));
+                // Its guards begin anew, rather than trying every second.
+                let specs = &bad.care.guards;
+                let watch = Watch::new(policy.to_owned(), specs)?;
+                self.watches.retain(|w| w.policy != policy);
+                self.watches.push(watch);
+                Ok(())
+            }
+        }
+    }
+
+    /// What the file had in the place of `bad` before it was changed.
+    fn predecessor(&self, bad: &Wanted) -> Option<Wanted> {
+        let kind = &bad.policy.manifest.policy.kind;
+        let same = |a: &Wanted, b: &Wanted| a.policy.id() == b.policy.id();
+        let found = self.previous.iter().find(|p| {
+            p.policy.manifest.policy.kind == *kind && !self.wanted.iter().any(|w| same(w, p))
+        });
+        found.cloned()
+    }
+
+    /// `wanted`, with what stands in for something that was ejected.
+    fn in_force(&self, wanted: &[Wanted]) -> Vec<Wanted> {
+        let now = |w: &Wanted| {
+            let kept = self.kept.iter().find(|k| k.keeper.first() == w.policy.id())?;
+            let stand = kept.keeper.now().filter(|now| *now != w.policy.id())?;
+            std::iter::successors(w.stand_in(), Wanted::stand_in).find(|s| s.policy.id() == stand)
+        };
+        wanted.iter().map(|w| now(w).unwrap_or_else(|| w.clone())).collect()
+    }
+
+    /// Where the events of all policies come out.
+    pub fn events(&self) -> Receiver<Value> {
+        self.feed.receiver().clone()
+    }
+
+    /// What to tell `polity status`.
+    pub fn said(&self) -> Said {
+        let mut notes = self.notes.clone();
+        for keeper in self.kept.iter().map(|k| &k.keeper) {
+            let first = keeper.first();
+            match keeper.now() {
+                Some(now) if now == first => {}
+                Some(now) => {
+                    let words = format!("ejected: {now} stands in; {}", keeper.outlook());
+                    notes.insert(first, words);
+                }
+                None => {
+                    notes.insert(first, "wanted, and not attached".to_owned());
+                }
+            }
+        }
+        Said {
+            policies: self.kept.iter().filter_map(|k| k.keeper.now()).collect(),
+            notes: notes.into_iter().collect(),
+        }
+    }
+}
+
+impl Kept {
+    /// Attaches what takes over, then clears away what was ejected.
+    fn replace(&mut self) -> Result<()> {
+        let tree = Tree::lock()?;
+        // Taken off by somebody, a scheduler has an exit record too: what counts is whether it
+        // is still there.
+        let id = self.live.take().map(|l| l.id);
+        let Some(live) = live::all()?.into_iter().find(|l| Some(l.id) == id) else {
+            return Ok(());
+        };
+        let kind = live.kind()?;
+        let Condition::Ejected(why) = kind.condition(&live) else {
+            self.live = Some(live);
+            return Ok(());
+        };
+        kind.settle(&live);
+        crash::keep(&live, &why);
+        let attached = self.keeper.take_over(&tree, &live.meta.policy, &why);
+        let cleared = attach::detach(&live, &tree);
+        self.found(attached)?;
+        cleared
+    }
+
+    fn try_first(&mut self) -> Result<()> {
+        let tree = Tree::lock()?;
+        let live = self.live.take();
+        let off = || live.as_ref().map_or(Ok(()), |live| attach::detach(live, &tree));
+        let attached = self.keeper.try_first(&tree, off)?;
+        match attached {
+            Some(attached) => self.found(Some(attached)),
+            None => {
+                self.live = live;
+                Ok(())
+            }
+        }
+    }
+
+    fn found(&mut self, attached: Option<attach::Attached>) -> Result<()> {
+        self.live = match attached {
+            Some(attached) => {
+                let id = attached.live.meta.policy.clone();
+                attached.keep();
+                Some(live::find(&id)?)
+            }
+            None => None,
+        };
+        Ok(())
+    }
+}
+
+/// Makes the system what is wanted, as `polity apply` does.
+fn make(wanted: Vec<Wanted>) -> Result<()> {
+    let tree = Tree::lock()?;
+    for (policy, what) in mend::drift_in(&tree)? {
+        tracing::warn!("{policy}: {what}");
+    }
+    let changes = apply::plan(wanted)?;
+    for change in &changes {
+        tracing::warn!("{change}");
+    }
+    transaction::prepare(changes)?.run(&tree)
+}

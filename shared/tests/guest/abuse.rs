@@ -1,0 +1,147 @@
+//! `schedulers/fair` under abuse: it is not ejected, and no task is lost.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+use rustix::process::{Pid, Signal};
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use crate::cgroups::{self, Cgroups};
+use crate::hogs::{Hogs, cpus};
+use crate::polity::{Foreground, kill, run, sh, status};
+use crate::snapshot::{sched_ext, scheduler};
+use crate::trial::{campaigns, eventually, sched_ext_trial};
+
+/// The tests.
+pub fn trials() -> Vec<Trial> {
+    vec![sched_ext_trial("abuse::fair_stands_it", fair_stands_it)]
+}
+
+const FAIR: &str = "schedulers/fair";
+
+/// Four busy processes a CPU, and all of it done to them one after the other.
+fn fair_stands_it() {
+    let host = Foreground::start(&[FAIR]);
+    let hogs = Hogs::start(4 * cpus(), &[]);
+    let abuses: [(&str, &dyn Fn()); 7] = [
+        ("changes of affinity", &|| affinity_storm(&hogs)),
+        ("stops", &|| stop_and_continue(&hogs)),
+        ("CPUs that go and come", &|| offline_and_online(&hogs)),
+        ("a real-time process", &real_time),
+        ("cgroups that come and go", &|| cgroups_come_and_go(&hogs)),
+        ("forks", &fork_storm),
+        ("a host that is stopped", &|| stopped_host(&host)),
+    ];
+    for (name, abuse) in abuses {
+        let start = Instant::now();
+        abuse();
+        assert_eq!(scheduler(), "fair", "after {name}: {:?}, {}", status(FAIR), host.said());
+        hogs.assert_all_run(name);
+        eprintln!("{:6.1} s  {name}", start.elapsed().as_secs_f64());
+    }
+    drop(hogs);
+    assert_eq!(host.end(Signal::INT), 0);
+    eventually("it is gone", || sched_ext().as_deref() == Some("disabled"));
+}
+
+/// How often: all with `ci/test --full`, else a sample, a smaller one on all kernels but the newest.
+fn times(sample: usize, whole: usize) -> usize {
+    match (std::env::var_os("POLITY_FULL"), campaigns()) {
+        (Some(_), _) => whole,
+        (_, true) => sample,
+        _ => sample.div_ceil(2),
+    }
+}
+
+/// Numbers that look random and are the same each time.
+struct Lcg(u64);
+
+impl Lcg {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+fn bind(pid: u32, cpus: impl IntoIterator<Item = usize>) {
+    let mut set = CpuSet::new();
+    cpus.into_iter().for_each(|cpu| set.set(cpu));
+    sched_setaffinity(Pid::from_raw(pid as i32), &set).unwrap();
+}
+
+fn affinity_storm(hogs: &Hogs) {
+    let (pids, mut random) = (hogs.pids(), Lcg(1));
+    for _ in 0..times(1000, 100_000) {
+        let pid = pids[random.below(pids.len())];
+        match random.below(3) {
+            0 => bind(pid, 0..cpus()),
+            _ => bind(pid, [random.below(cpus())]),
+        }
+    }
+}
+
+fn stop_and_continue(hogs: &Hogs) {
+    let (pids, mut random) = (hogs.pids(), Lcg(2));
+    for _ in 0..times(1000, 50_000) {
+        let signal = if random.below(2) == 0 { Signal::STOP } else { Signal::CONT };
+        kill(pids[random.below(pids.len())], signal);
+    }
+    pids.iter().for_each(|pid| kill(*pid, Signal::CONT));
+}
+
+/// The last CPU goes and comes back, while processes are bound to it.
+fn offline_and_online(hogs: &Hogs) {
+    let last = cpus() - 1;
+    let online = format!("/sys/devices/system/cpu/cpu{last}/online");
+    for _ in 0..times(4, 100) {
+        hogs.pids().iter().take(3).for_each(|pid| bind(*pid, [last]));
+        fs::write(&online, "0").unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        fs::write(&online, "1").unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A process of a class above ours keeps the last CPU to itself for a while.
+fn real_time() {
+    let seconds = times(2, 5) as u64;
+    let busy = Hogs::start(1, &["chrt", "--fifo", "50"]);
+    bind(busy.pids()[0], [cpus() - 1]);
+    std::thread::sleep(Duration::from_secs(seconds));
+}
+
+fn cgroups_come_and_go(hogs: &Hogs) {
+    for turn in 0..times(4, 200) {
+        let weight = 1 + 50 * turn as u32;
+        let _cgroups = Cgroups::new(&[("a", 100), ("b", weight), ("b/a", 100), ("b/b", weight)]);
+        for (i, pid) in hogs.pids().into_iter().enumerate() {
+            cgroups::enter(["a", "b/a", "b/b"][i % 3], pid);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        fs::write(format!("{}/cpu.weight", cgroups::path("b")), "10000").unwrap();
+        for pid in hogs.pids() {
+            fs::write("/sys/fs/cgroup/cgroup.procs", pid.to_string()).unwrap();
+        }
+    }
+}
+
+/// Processes in a cgroup that make more, all at once.
+fn fork_storm() {
+    let _cgroups = Cgroups::new(&[("storm", 100)]);
+    let each = times(16, 512);
+    let storm = format!(
+        "echo $$ > {}/cgroup.procs; for j in 1 2 3 4 5 6 7 8; do \
+         (i=0; while [ $i -lt {each} ]; do (:) & i=$((i + 1)); done; wait) & done; wait",
+        cgroups::path("storm")
+    );
+    sh(&format!("sh -c '{storm}'"));
+}
+
+/// Nothing depends on the process that attached it.
+fn stopped_host(host: &Foreground) {
+    kill(host.pid(), Signal::STOP);
+    std::thread::sleep(Duration::from_secs(1));
+    run(std::process::Command::new("true").arg("runs")).ok();
+    kill(host.pid(), Signal::CONT);
+}

@@ -1,0 +1,134 @@
+//! `polity top` in a real terminal: tmux, at two sizes, with and without colour.
+
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+
+use crate::load::{Load, extra};
+use crate::polity::{binary, polity, run, sh};
+use crate::snapshot::sched_ext;
+use crate::trial::{eventually, trial_with};
+
+/// The tests.
+pub fn trials() -> Vec<Trial> {
+    vec![trial_with("/usr/bin/tmux", "top::in_tmux", in_tmux)]
+}
+
+const TMUX: &str = "tmux -u -f /dev/null";
+
+/// A terminal of this size that runs `polity top`.
+struct Terminal {
+    width: usize,
+    height: usize,
+}
+
+impl Terminal {
+    fn start(width: usize, height: usize, environment: &str) -> Self {
+        sh(&format!(
+            "LANG=C.UTF-8 {TMUX} new-session -d -s top -x {width} -y {height} \
+             'env LANG=C.UTF-8 {environment} {} top'",
+            binary().display()
+        ));
+        Self { width, height }
+    }
+
+    fn press(&self, keys: &str) {
+        sh(&format!("{TMUX} send-keys -t top {keys}"));
+    }
+
+    /// The screen as it is, lines as wide as they are.
+    fn screen(&self) -> Vec<String> {
+        let output = sh_raw(&format!("{TMUX} capture-pane -p -t top"));
+        output.lines().map(|l| l.trim_end().to_owned()).collect()
+    }
+
+    /// Waits until the screen shows this, and checks that it fits.
+    #[track_caller]
+    fn shows(&self, what: &str) -> Vec<String> {
+        let mut screen = Vec::new();
+        eventually(&format!("the screen shows {what:?}"), || {
+            screen = self.screen();
+            screen.iter().any(|l| l.contains(what))
+        });
+        assert_eq!(screen.len(), self.height, "{screen:#?}");
+        assert!(screen.iter().all(|l| l.chars().count() <= self.width), "{screen:#?}");
+        screen
+    }
+
+    fn colours(&self) -> bool {
+        let raw = sh_raw(&format!("{TMUX} capture-pane -e -p -t top"));
+        raw.contains("\u{1b}[3") || raw.contains(";3")
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        run(std::process::Command::new("sh").args(["-c", &format!("{TMUX} kill-server")]));
+    }
+}
+
+/// What a script prints, blanks and all.
+fn sh_raw(script: &str) -> String {
+    run(std::process::Command::new("sh").args(["-c", script])).ok().stdout
+}
+
+fn in_tmux() {
+    let rules = extra("lsm/fs-deny");
+    let args: Vec<&str> = rules.iter().map(String::as_str).collect();
+    polity(&[&["attach", "lsm/fs-deny"], &args[..]].concat()).ok();
+    polity(&["attach", "tcp-cc/reno"]).ok();
+    let mut count = 2;
+    if sched_ext().is_some() {
+        polity(&["attach", "schedulers/fifo"]).ok();
+        count += 1;
+    }
+    let load = Load::files();
+
+    let terminal = Terminal::start(80, 24, "NO_COLOR=1");
+    let screen = terminal.shows(&format!("polity top {count} attached"));
+    assert!(screen[0].starts_with("polity top"), "{screen:#?}");
+    assert!(screen[1].contains("POLICY") && screen[1].contains("STATE"), "{screen:#?}");
+    assert!(
+        screen[2].starts_with("> lsm/fs-deny") && screen[2].contains("attached"),
+        "{screen:#?}"
+    );
+    assert!(screen[23].starts_with("q quit"), "{screen:#?}");
+    let screen = terminal.shows("lsm/fs-deny denied");
+    let denied = screen.iter().find(|l| l.starts_with("denied ")).expect("its statistics");
+    assert!(denied.contains("/s"), "{screen:#?}");
+    assert!(screen.iter().any(|l| l.contains("path=/tmp/guarded") || l.contains("guarded")));
+    assert!(!terminal.colours());
+    terminal.press("Enter");
+    let screen = terminal.shows("lsm/fs-deny on each CPU");
+    assert!(screen.iter().any(|l| l.contains("CPU 0") && l.contains("CPU 1")), "{screen:#?}");
+    terminal.press("Escape");
+    // tmux waits whether more follows an Escape.
+    terminal.shows("statistics of lsm/fs-deny");
+    terminal.press("j");
+    let last = if sched_ext().is_some() { "schedulers/fifo" } else { "tcp-cc/reno" };
+    terminal.shows(&format!("statistics of {last}"));
+    terminal.press("r");
+    terminal.shows("run queue: ");
+    terminal.press("'?'");
+    terminal.shows("trace how long tasks wait");
+    terminal.press("q");
+    eventually("q quits", || !sh(&format!("{TMUX} ls 2>&1 || true")).contains("top:"));
+    drop(terminal);
+
+    let terminal = Terminal::start(200, 60, "NO_COLOR=");
+    terminal.shows(&format!("polity top {count} attached"));
+    std::thread::sleep(Duration::from_secs(2));
+    let screen = terminal.shows("LAST SECONDS");
+    let checks = screen.iter().find(|l| l.starts_with("checks ")).unwrap();
+    assert!(checks.contains('█') || checks.contains('▇'), "a graph: {screen:#?}");
+    assert!(terminal.colours());
+    terminal.press("f");
+    terminal.press("den");
+    terminal.press("Enter");
+    let screen = terminal.shows("with `den`");
+    assert!(!screen.iter().any(|l| l.starts_with("checks ")), "{screen:#?}");
+    drop(terminal);
+    drop(load);
+    polity(&["detach", "--all"]).ok();
+    polity(&["top"]).fails(1, &["needs a terminal", "stats --watch"]);
+}
