@@ -32,10 +32,14 @@ POLITY_EVENTS(struct deny_event, 1 << 20);
 
 #include "verdict.bpf.h"
 #include "identify.bpf.h"
+#include "why.bpf.h"
 
 #define FMODE_READ	0x1
 #define FMODE_WRITE	0x2
 #define FMODE_EXEC	0x20
+
+#define MAY_WRITE	0x2
+#define MAY_READ	0x4
 
 #define ATTR_MODE	(1 << 0)
 #define ATTR_UID	(1 << 1)
@@ -127,6 +131,28 @@ int BPF_PROG(on_file_mprotect, struct vm_area_struct *vma, unsigned long reqprot
 	if (prot & PROT_WRITE && !(had & VM_WRITE) && had & VM_SHARED)
 		ops |= OP(write);
 	return check_file(file, ops);
+}
+
+/* By descriptors that are there already: attached for rules with "revoke" only. */
+
+SEC("lsm/file_permission")
+int BPF_PROG(on_file_permission, struct file *file, int mask, int ret)
+{
+	u32 ops = OP(DENY_LATE);
+
+	if (ret)
+		return ret;
+	if (mask & MAY_READ)
+		ops |= OP(read);
+	if (mask & MAY_WRITE)
+		ops |= OP(write);
+	return check_file(file, ops);
+}
+
+SEC("lsm/file_truncate")
+int BPF_PROG(on_file_truncate, struct file *file, int ret)
+{
+	return ret ?: check_file(file, OP(write) | OP(DENY_LATE));
 }
 
 /* Names */
@@ -275,23 +301,21 @@ int BPF_PROG(on_file_ioctl_compat, struct file *file, unsigned int cmd, unsigned
 	return ret ?: check_file(file, OP(ioctl));
 }
 
-/* Mounts: something over a protected directory would take its name. */
+/* Mounts: something over a protected directory would take its name; below one it is protected. */
 
 SEC("lsm/sb_mount")
 int BPF_PROG(on_sb_mount, const char *dev_name, const struct path *path, const char *type,
 	     unsigned long flags, void *data, int ret)
 {
-	u32 ops = OP(mount);
-
 	if (ret)
 		return ret;
-	if (!(flags & (MS_REMOUNT | MS_PROPAGATION)))
-		ops |= OP(DENY_PIN);
-	return check(path->dentry, path->dentry->d_inode, ops);
+	if (flags & (MS_REMOUNT | MS_PROPAGATION))
+		return check(path->dentry, path->dentry->d_inode, OP(mount));
+	return check_mount(path->dentry, OP(mount) | OP(DENY_PIN));
 }
 
 SEC("lsm/move_mount")
 int BPF_PROG(on_move_mount, const struct path *from_path, const struct path *to_path, int ret)
 {
-	return ret ?: check(to_path->dentry, to_path->dentry->d_inode, OP(mount) | OP(DENY_PIN));
+	return ret ?: check_mount(to_path->dentry, OP(mount) | OP(DENY_PIN));
 }

@@ -30,6 +30,14 @@ struct {
 	__type(value, struct deny_identities);
 } identities SEC(".maps");
 
+/* The file behind a descriptor of this process, or 0. */
+static __always_inline u64 file_of(u32 fd)
+{
+	struct fdtable *table = bpf_get_current_task_btf()->files->fdt;
+
+	return fd < table->max_fds ? load_u64((u64)(table->fd + fd)) : 0;
+}
+
 SEC("syscall")
 int identify(void *ctx)
 {
@@ -48,22 +56,17 @@ int identify(void *ctx)
 	}
 	bpf_for(i, 0, batch->count) {
 		struct deny_identity *id;
-		struct fdtable *table;
 		struct inode *inode;
-		struct file *file;
-		u32 fd;
+		u64 file;
 
 		if (i >= IDENTIFY_BATCH)
 			break;
 		id = &batch->is[i];
-		fd = batch->fd[i];
 		id->found = 0;
 		bpf_rcu_read_lock();
-		table = task->files->fdt;
-		if (fd < table->max_fds) {
-			file = bpf_rdonly_cast((void *)load_u64((u64)(table->fd + fd)),
-					       bpf_core_type_id_kernel(struct file));
-			inode = file->f_inode;
+		file = file_of(batch->fd[i]);
+		if (file) {
+			inode = as_file(file)->f_inode;
 			id->object.ino = inode->i_ino;
 			id->object.dev = inode->i_sb->s_dev;
 			id->object.generation = inode->i_generation;

@@ -95,6 +95,18 @@ struct {
 	__type(value, struct deny_dir);
 } dirs SEC(".maps");
 
+/*
+ * Mount points under the rules that something was mounted on after those were loaded. It grows:
+ * what is not of the generation in force, and what is mounted no more, does no harm.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct deny_object);
+	__type(value, struct deny_mounted);
+} mounted SEC(".maps");
+
 /* Keyed by name, so that the counts outlive a reload. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);

@@ -25,6 +25,8 @@ enum deny_op {
 	read, write, exec, create, delete, rename, link, chmod, chown, truncate,
 	xattr, stat, mount, ioctl, mmap_exec,
 	DENY_NR_OPS,
+	DENY_LATE = 26,			/* not an operation: by a descriptor that is there already */
+	DENY_ROOTS = 27,		/* not an operation: a child is the root of a mount, see mounts.bpf.h */
 	DENY_MOVE = 28,			/* not an operation: would fewer rules hold for it there? */
 	DENY_DISK = 29,			/* not an operation: also what is on this block device */
 	DENY_PIN = 30,			/* not an operation: would this take an anchor away? */
@@ -82,6 +84,7 @@ struct deny_effect {
 };
 
 #define DENY_NO_RULE	0xffffffffU
+#define DENY_NO_CLASS	0xffffU
 
 struct deny_class {
 	u32 ops;
@@ -114,6 +117,8 @@ struct deny_set {
 	u32 mode;			/* this and the next two are for the host to read back */
 	u64 digest;
 	u64 nr_rules;
+	u64 noted;			/* whether map "mounted" has entries of this generation */
+	struct deny_mask revoke;	/* classes that hold for open descriptors, too */
 	struct deny_mask keep;		/* classes that no object may be taken out of */
 	struct deny_mask op[DENY_NR_OPS];
 	struct deny_mask need[DENY_NR_SUBJECTS];
@@ -129,11 +134,18 @@ struct deny_state {
 	u32 flags;			/* of this object's own node */
 };
 
-/* The same for a directory, cached in its inode. */
+/* What the rules said about a mount point when something was mounted on it. */
+struct deny_mounted {
+	u64 gen;
+	u32 own;			/* by somebody who is root in a user namespace of his own only */
+	struct deny_state st;
+};
+
+/* What the rules say about a directory, cached in its inode. */
 struct deny_dir {
 	struct bpf_spin_lock lock;	/* writers only; readers check the stamp twice */
-	u32 ops;			/* of the classes in the mask, and OP(DENY_NAMES) */
-	u64 stamp;			/* generation << 32 | rename_lock's sequence, 0: being written */
+	u32 ops;			/* of the classes in the mask, OP(DENY_NAMES), OP(DENY_ROOTS) */
+	u64 stamp;			/* generation << 32 | tree_seq(), 0: being written */
 	u32 node;
 	u32 near;
 	struct deny_mask mask;
@@ -141,12 +153,17 @@ struct deny_dir {
 
 enum deny_verdict { denied, audited };
 
+/* A path within its file system. */
+struct deny_path {
+	char text[2 * DENY_PATH];
+};
+
 struct deny_event {
 	u64 ktime;
 	enum deny_verdict event;
 	enum deny_op op;
 	char rule[DENY_RULE_NAME];
-	char path[2 * DENY_PATH];	/* within its file system */
+	char path[2 * DENY_PATH];	/* a struct deny_path, for people */
 	char comm[16];
 	u32 pid;
 	u32 uid;

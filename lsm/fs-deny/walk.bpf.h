@@ -1,19 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the rules say about an object: a walk along d_parent to the root of its file system.
+ * What the rules say about a directory: a walk along d_parent to the root of its file system.
  *
- * The walk ignores mounts and chroots, so every view of an object gives the same answer. It
- * runs without locks: rename_lock's sequence says whether the tree was the same throughout.
- *
- * Two habits keep the verifier's work small. Functions that are global (not static) are verified
- * once and not at every call; kernel pointers reach them as numbers inside struct walk and are
- * cast back. And a counter that starts at a constant is followed through every value it takes: set->zero is a
- * zero that the verifier can't know.
+ * The walk ignores the caller's mounts and chroots, so every view of an object gives the same
+ * answer. It runs without locks: the sequences of rename_lock and mount_lock say whether the tree
+ * was the same throughout.
  */
 #ifndef __FS_DENY_WALK_H
 #define __FS_DENY_WALK_H
 
-#include "maps.bpf.h"
+#include "mounts.bpf.h"
 
 #define WALK_CHUNK	64	/* levels whose hits fit one word */
 #define WALK_DEPTH	65536
@@ -22,247 +18,35 @@
 /* What became of a walk. */
 enum { WALK_FAILED, WALK_HOLDS, WALK_STANDS };	/* undecided; right now; until the next rename */
 
-#define GLOBAL		__weak __noinline
-
 /* Data symbols are in kallsyms with KALLSYMS_ALL only; without them nothing is cached. */
 extern const void rename_lock __ksym __weak;
+extern const void mount_lock __ksym __weak;
 
-/* One decision. */
-struct walk {
-	u64 gen;
-	u64 dentry;		/* what the hook asks about */
-	u64 inode;		/* its inode, 0 for a name that is to be made */
-	u64 dir;		/* the directory whose state is wanted */
-	u64 child;		/* the dentry that deny_step() comes to */
-	u64 stamp;		/* what a cached directory must carry; 0: use none */
-	u64 hits;		/* levels above dir whose inode may be an anchor */
-	u64 print;		/* of the chain walked: every dentry and its own sequence */
-	u32 depth;		/* levels of it */
-	u32 ops;		/* one bit for each right that is asked for */
-	struct deny_state st;
-	struct deny_mask hit;	/* classes that it falls under, of those asked about */
-};
-
-static __always_inline struct dentry *as_dentry(u64 address)
+static __always_inline u32 sequence(const void *lock)
 {
-	return bpf_rdonly_cast((void *)address, bpf_core_type_id_kernel(struct dentry));
-}
+	struct seqcount *s = bpf_rdonly_cast(lock, bpf_core_type_id_kernel(struct seqcount));
 
-static __always_inline struct inode *as_inode(u64 address)
-{
-	return bpf_rdonly_cast((void *)address, bpf_core_type_id_kernel(struct inode));
-}
-
-/*
- * A plain load, so neither a helper's call nor lockdown's say (bpf_probe_read_kernel has both).
- * The type is any kernel struct that starts with a 64-bit integer.
- */
-static __always_inline u64 load_u64(u64 address)
-{
-	struct timespec64 *t = bpf_rdonly_cast((void *)address,
-					       bpf_core_type_id_kernel(struct timespec64));
-
-	return t->tv_sec;
-}
-
-/* A pointer as a number, which it is not to every kernel's verifier when loaded as what it is. */
-#define load_pointer(field)	load_u64((u64)&(field))
-
-static __always_inline u32 rename_seq(void)
-{
-	struct seqcount *s;
-
-	if (!bpf_ksym_exists(&rename_lock))
-		return 1;	/* odd: as if a rename were always under way */
-	s = bpf_rdonly_cast(&rename_lock, bpf_core_type_id_kernel(struct seqcount));
 	return *(volatile unsigned int *)&s->sequence;
 }
 
-static __always_inline struct deny_set *set_of(u64 gen)
+/* Changes with every rename and every mount; odd while one is under way. */
+static __always_inline u32 tree_seq(void)
 {
-	u32 side = gen & 1;
+	u32 renames, mounts;
 
-	return bpf_map_lookup_elem(&sets, &side);
+	if (!bpf_ksym_exists(&rename_lock) || !bpf_ksym_exists(&mount_lock))
+		return 1;	/* as if there were always one */
+	renames = sequence(&rename_lock);
+	mounts = sequence(&mount_lock);
+	return (renames + mounts) | ((renames | mounts) & 1);
 }
 
-static __always_inline u64 hash_word(u64 hash, u64 word)
+/* The same of mounts only, and only where they matter: a rename elsewhere does no harm. */
+static __always_inline u32 mount_seq(struct deny_set *set)
 {
-	hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
-	return hash ^ (hash >> 32);
-}
-
-/* Words of 8 bytes; a name's memory is 8-aligned and so is its length as allocated. */
-GLOBAL u64 deny_hash_name(u64 hash, u64 address, u32 len)
-{
-	u32 i;
-
-	bpf_for(i, 0, 32) {
-		u64 word;
-
-		if (i * 8 >= len)
-			break;
-		word = load_u64(address + i * 8);
-		if (len - i * 8 < 8)
-			word &= (1ULL << ((len - i * 8) * 8)) - 1;
-		hash = hash_word(hash, word);
-	}
-	return hash;
-}
-
-/* The same for text that ends in a NUL; its memory may end right after, at any alignment. */
-GLOBAL u64 deny_hash_text(u64 hash, u64 address)
-{
-	u64 word = 0;
-	u32 i;
-
-	bpf_for(i, 0, 64) {
-		u64 at = address + i;
-		u64 byte = load_u64(at & ~7ULL) >> (at & 7) * 8 & 0xff;
-
-		if (!byte)
-			break;
-		word |= byte << (i & 7) * 8;
-		if ((i & 7) == 7) {
-			hash = hash_word(hash, word);
-			word = 0;
-		}
-	}
-	return word ? hash_word(hash, word) : hash;
-}
-
-static __always_inline bool in_bloom(struct deny_set *set, struct inode *inode)
-{
-	u64 h = inode->i_ino * 0x9e3779b97f4a7c15ULL ^
-		(u64)inode->i_sb->s_dev * 0xc2b2ae3d27d4eb4fULL;
-
-	h >>= 64 - DENY_BLOOM_BITS;
-	return set->bloom[(h >> 6) & ((1 << (DENY_BLOOM_BITS - 6)) - 1)] >> (h & 63) & 1;
-}
-
-/* What a file system's type, a device or a subject says. */
-GLOBAL int deny_add_label(u64 gen, struct deny_mask *mask, u64 kind, u64 value)
-{
-	struct deny_label key = { .kind = kind, .value = value };
-	struct deny_effect *effect;
-	u32 *index;
-
-	index = rule_lookup(labels, gen, &key);
-	if (!mask || !index)
+	if (!set->noted)
 		return 0;
-	effect = rule_lookup(effects, gen, index);
-	if (!effect)
-		return 0;
-	for (int i = 0; i < DENY_WORDS; i++)
-		mask->w[i] |= effect->set.w[i];
-	return 0;
-}
-
-/* The state above w->child, the root of a file system or of a tree that hangs nowhere. */
-GLOBAL int deny_begin(struct walk *w)
-{
-	struct super_block *sb;
-	struct deny_set *set;
-	u64 hash, subtype;
-
-	if (!w)
-		return 0;
-	__builtin_memset(&w->st, 0, sizeof(w->st));
-	set = set_of(w->gen);
-	if (!set || !set->has_labels)
-		return 0;
-	sb = as_dentry(w->child)->d_sb;
-	hash = deny_hash_text(set->seed, load_pointer(sb->s_type->name));
-	deny_add_label(w->gen, &w->st.mask, DENY_FSTYPE, hash);
-	subtype = load_pointer(sb->s_subtype);
-	if (subtype)
-		deny_add_label(w->gen, &w->st.mask, DENY_FSTYPE, deny_hash_text(hash, subtype));
-	deny_add_label(w->gen, &w->st.mask, DENY_DEVICE, sb->s_dev);
-	/*
-	 * Opened by file handle, with no name in the cache: it may lie under any rule of this
-	 * file system, and nobody can tell. The safe side is that it does.
-	 */
-	if (w->child != (u64)sb->s_root)
-		deny_add_label(w->gen, &w->st.mask, DENY_SUPER, sb->s_dev);
-	return 0;
-}
-
-static __always_inline void apply(struct walk *w, u32 id)
-{
-	struct deny_effect *effect;
-	struct deny_node *node;
-
-	node = rule_lookup(nodes, w->gen, &id);
-	if (!node)
-		return;
-	w->st.flags |= node->flags;
-	if (!node->effect)
-		return;
-	effect = rule_lookup(effects, w->gen, &node->effect);
-	if (!effect)
-		return;
-	for (int i = 0; i < DENY_WORDS; i++)
-		w->st.mask.w[i] = (w->st.mask.w[i] & ~effect->clear.w[i]) | effect->set.w[i];
-	w->st.near = id;
-}
-
-/* The node whose object this is. */
-static __always_inline u32 find_anchor(u64 gen, struct inode *inode)
-{
-	struct deny_object key = {
-		.ino = inode->i_ino,
-		.dev = inode->i_sb->s_dev,
-		.generation = inode->i_generation,
-	};
-	u32 *id = rule_lookup(anchors, gen, &key);
-
-	return id ? *id : 0;
-}
-
-/* The node whose name this dentry holds, under a parent that is node "parent". */
-static __always_inline u32 find_name(u64 gen, u64 seed, struct dentry *d, u32 parent)
-{
-	struct deny_name key = { .parent = parent, .len = d->d_name.len };
-	u32 *id;
-
-	key.hash = deny_hash_name(seed, load_pointer(d->d_name.name), key.len);
-	id = rule_lookup(names, gen, &key);
-	return id ? *id : 0;
-}
-
-/* From the state of a directory to that of its child, w->child. */
-GLOBAL int deny_step(struct walk *w, u64 anchored)
-{
-	u32 by_object = 0, by_name = 0;
-	struct deny_set *set;
-	struct dentry *d;
-
-	if (!w)
-		return 0;
-	d = as_dentry(w->child);
-	set = set_of(w->gen);
-	if (!set)
-		return 0;
-	if (anchored)
-		by_object = find_anchor(w->gen, d->d_inode);
-	if (w->st.flags & OP(DENY_NAMES))
-		by_name = find_name(w->gen, set->seed, d, w->st.node);
-	w->st.flags = 0;
-	if (by_object)
-		apply(w, by_object);
-	if (by_name && by_name != by_object)
-		apply(w, by_name);
-	w->st.node = by_name ? by_name : by_object;
-	return 0;
-}
-
-static __always_inline struct dentry *ancestor(u64 address, u32 levels)
-{
-	struct dentry *d = as_dentry(address);
-	u32 i;
-
-	bpf_for(i, 0, levels)
-		d = d->d_parent;
-	return d;
+	return bpf_ksym_exists(&mount_lock) ? sequence(&mount_lock) : 0;
 }
 
 /* The name's address stands for the dentry's: the verifier won't have arithmetic with pointers. */
@@ -365,15 +149,18 @@ GLOBAL int deny_descend(struct walk *w, u32 levels, u32 skip)
 }
 
 /* The state of w->dir, into w->st. */
-GLOBAL int deny_walk(struct walk *w)
+static __always_inline int walk_to(struct walk *w)
 {
-	u32 i, tries, skip, seq;
+	u32 i, tries, skip, seq, mounts;
+	struct deny_set *set;
 	u64 print;
 
-	if (!w)
+	set = set_of(w->gen);
+	if (!set)
 		return WALK_FAILED;
 	bpf_for(tries, 0, WALK_TRIES) {
-		seq = rename_seq();
+		seq = tree_seq();
+		mounts = mount_seq(set);
 		if (!deny_climb(w))
 			return WALK_FAILED;
 		deny_begin(w);
@@ -388,12 +175,12 @@ GLOBAL int deny_walk(struct walk *w)
 				break;
 			skip -= WALK_CHUNK;
 		}
-		if (!(seq & 1) && rename_seq() == seq) {
+		if (!(seq & 1) && tree_seq() == seq) {
 			w->stamp = w->gen << 32 | seq;
 			return WALK_STANDS;
 		}
 		/* A rename somewhere: was it in our chain? */
-		if (deny_climb(w) && w->print == print)
+		if (deny_climb(w) && w->print == print && !(mounts & 1) && mount_seq(set) == mounts)
 			return WALK_HOLDS;
 		stat_inc(retries);
 	}
@@ -414,7 +201,7 @@ GLOBAL int deny_parent(struct walk *w)
 	d = as_dentry(w->dentry);
 	w->dir = (u64)d->d_parent;
 	if (w->dir != w->dentry) {
-		how = deny_walk(w);
+		how = walk_to(w);
 		if (how != WALK_FAILED)
 			return how;
 	}
@@ -466,6 +253,7 @@ static __always_inline bool recall(struct deny_dir *dir, struct walk *w)
 	w->st.node = dir->node;
 	w->st.near = dir->near;
 	w->st.flags = dir->ops & OP(DENY_NAMES);
+	w->roots = dir->ops & OP(DENY_ROOTS);
 	barrier();
 	return *(volatile u64 *)&dir->stamp == w->stamp;
 }
@@ -473,7 +261,7 @@ static __always_inline bool recall(struct deny_dir *dir, struct walk *w)
 /* Readers take no lock: the stamp is zero while the rest changes. */
 static __always_inline void remember(struct inode *inode, struct walk *w)
 {
-	u32 ops = deny_ops_of(w->gen, &w->st);
+	u32 ops = deny_ops_of(w->gen, &w->st) | (w->roots ? OP(DENY_ROOTS) : 0);
 	struct deny_dir *dir;
 
 	dir = bpf_inode_storage_get(&dirs, inode, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
@@ -498,13 +286,13 @@ static __always_inline void remember(struct inode *inode, struct walk *w)
 static __always_inline void parent_state(struct walk *w, struct inode *dir)
 {
 	struct deny_dir *cached = NULL;
-	u32 seq = rename_seq();
+	u32 seq = tree_seq();
 	int how;
 
 	if (dir)
 		cached = bpf_inode_storage_get(&dirs, dir, NULL, 0);
 	w->stamp = seq & 1 ? 0 : w->gen << 32 | seq;
-	if (cached && recall(cached, w) && rename_seq() == seq)
+	if (cached && recall(cached, w) && tree_seq() == seq)
 		return;
 	stat_inc(walks);
 	how = deny_parent(w);

@@ -74,6 +74,16 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     Ok(Loaded { policy, kind, object, shape, warnings, session })
 }
 
+impl Loaded {
+    /// What becomes of the tests that stand beside its rules.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn test(&mut self) -> Result<Vec<kind::Tested>> {
+        self.session.test(&self.object)
+    }
+}
+
 /// Says that a policy is attached and how to take it off.
 fn already(there: &Live) -> Error {
     let id = &there.meta.policy;

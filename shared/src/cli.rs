@@ -67,6 +67,8 @@ pub enum Command {
     /// Watch the kernel itself, whatever policy runs
     #[command(subcommand)]
     Trace(Trace),
+    /// Which file rule decides when a process does OP to PATH, and how
+    Why(Why),
     /// Policies, rates, CPUs and events in the terminal
     Top,
     /// What happened to policies, when, why and by whom
@@ -320,6 +322,22 @@ pub struct Runq {
     pub json: bool,
 }
 
+/// `why`.
+#[derive(Debug, Args)]
+pub struct Why {
+    /// The process; that which started polity unless given
+    #[arg(long, value_name = "P")]
+    pub pid: Option<i32>,
+    /// read, write, exec, create, delete, rename, link, chmod, chown, truncate, xattr, stat,
+    /// mount, ioctl or mmap-exec
+    pub op: String,
+    /// What it does it to
+    pub path: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `metrics`.
 #[derive(Debug, Args)]
 pub struct Metrics {
@@ -378,6 +396,7 @@ impl Cli {
             Command::Set(args) => cmd::set::run(&args),
             Command::Events(args) => cmd::events::run(&args),
             Command::Trace(Trace::Runq(args)) => cmd::trace::runq(&args),
+            Command::Why(args) => cmd::why::run(&args),
             Command::Top => cmd::top::run(),
             Command::History(args) => cmd::history::run(&args),
             Command::Metrics(args) => cmd::metrics::run(&args),

@@ -93,7 +93,7 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
         let tables = tables.remove(&policy.id());
         let options = Options { rules, tables, ..Options::default() };
         // Whatever is wrong with the rules is said now.
-        crate::kind::lsm::rules::parse(file, text, name.get_ref())?;
+        crate::kind::lsm::parse::parse(file, text, name.get_ref())?;
         let params = params(lsm.params, &policy, file, text)?;
         let care = Care { guards: guards(lsm.guard, file, text)?, ..Care::default() };
         all.push(Wanted { policy, params, options, care });
@@ -191,6 +191,10 @@ struct File {
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, Lsm>")]
     lsm: Named<Lsm>,
+    /// What `polity check` tries on the rules: see the README of `lsm`.
+    #[serde(rename = "test")]
+    #[schemars(with = "Option<Vec<serde_json::Map<String, serde_json::Value>>>")]
+    _test: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -267,7 +271,7 @@ struct Lsm {
     /// When it is rolled back (`polity serve` sees to that).
     #[schemars(with = "Option<guard::OneOrMany>")]
     guard: Option<Spanned<Value>>,
-    // `kind::lsm::rules` reads these.
+    // `kind::lsm::parse` reads these.
     /// `enforce` or `audit`: log, deny nothing.
     #[serde(rename = "mode")]
     #[schemars(with = "Option<String>")]
@@ -276,6 +280,10 @@ struct Lsm {
     #[serde(rename = "rules")]
     #[schemars(with = "Option<Vec<serde_json::Map<String, serde_json::Value>>>")]
     _rules: Option<IgnoredAny>,
+    /// What `polity check` tries on the rules: see the README of `lsm`.
+    #[serde(rename = "test")]
+    #[schemars(with = "Option<Vec<serde_json::Map<String, serde_json::Value>>>")]
+    _test: Option<IgnoredAny>,
 }
 
 /// The parameters, checked against the policy's manifest.

@@ -8,13 +8,14 @@ use std::path::Path;
 
 use polity::kind::lsm::compile::{Extra, compile};
 use polity::kind::lsm::model::{Compiled, Label, Mask, NAMES, Object, PIN};
+use polity::kind::lsm::parse;
 use polity::kind::lsm::plan::{Plan, plan};
-use polity::kind::lsm::rules::{self, Rules};
+use polity::kind::lsm::rules::Rules;
 use polity::kind::lsm::trie::ROOT;
 use proptest::prelude::*;
 
 fn parse(text: &str) -> Result<Rules, String> {
-    rules::parse(Path::new("rules.toml"), text, "fs-deny").map_err(|e| format!("{e:#}"))
+    parse::parse(Path::new("rules.toml"), text, "fs-deny").map_err(|e| format!("{e:#}"))
 }
 
 fn planned(text: &str) -> Plan {
@@ -30,7 +31,7 @@ fn compiled(plan: &Plan) -> Compiled {
     let objects: Vec<_> = (0..plan.trie.len() as u64)
         .map(|ino| (ino > 0).then_some(Object { ino, dev: 1, generation: 0 }))
         .collect();
-    compile(plan, &objects, &[], |_| Some(77))
+    compile(plan, &objects, |_| Some(77)).with(&[])
 }
 
 /// The classes that hold at `path`, folded down the names as the kernel does.
@@ -152,7 +153,7 @@ fn one_object_under_two_paths_is_one_node() {
             (id > 0).then_some(Object { ino: u64::from(ino), dev: 1, generation: 0 })
         })
         .collect();
-    let out = compile(&plan, &objects, &[], |_| None);
+    let out = compile(&plan, &objects, |_| None).with(&[]);
     for path in ["/a/y", "/b/y"] {
         assert!(state(&out, path).has(1), "{path}");
     }
@@ -177,7 +178,7 @@ fn a_further_name_has_the_rules_of_its_directory_too() {
     let extra = |ino| Extra { object: Object { ino, dev: 1, generation: 0 }, mask, near: at("/a") };
     // Two that are no anchors, the file that the second rule names, and the hole.
     let extras = [extra(100), extra(101), extra(at("/b/file").into()), extra(at("/a/hole").into())];
-    let out = compile(&plan, &objects, &extras, |_| None);
+    let out = compile(&plan, &objects, |_| None).with(&extras);
     let node = |ino: u64| out.anchors.iter().find(|(o, _)| o.ino == ino).unwrap().1;
     let set = |id: u32| out.effects[out.nodes[id as usize].effect as usize].set;
     assert_eq!(node(100), node(101));

@@ -9,11 +9,11 @@ use super::{print_json, rules, tables};
 use crate::attach::{Loaded, load};
 use crate::cli::Check;
 use crate::error::{Error, Result};
-use crate::kind::Options;
+use crate::kind::{Options, Tested};
 use crate::{catalog, desired, live, out, render};
 
 /// Loads a policy, or all that a desired-state file wants, and throws it away, telling what the
-/// verifier made of it.
+/// verifier made of it, and what its rules say to the tests beside them.
 ///
 /// # Errors
 /// With the exit status of what is wrong.
@@ -24,29 +24,44 @@ pub fn run(args: &Check) -> Result<()> {
         let policy = catalog::find(&subject.policy)?;
         let (rules, tables) = (rules(subject)?, tables(subject, &policy)?);
         let options = Options { rules, tables, check: true, ..Default::default() };
-        let loaded = load(policy, &subject.params, &options)?;
-        return match args.json {
-            true => print_json(&report(&loaded)),
-            false => {
-                tell(&loaded);
-                Ok(())
-            }
-        };
+        let mut loaded = load(policy, &subject.params, &options)?;
+        let tests = loaded.test()?;
+        match args.json {
+            true => print_json(&report(&loaded, &tests))?,
+            false => tell(&loaded, &tests),
+        }
+        return judge(&tests);
     }
     if !subject.params.is_empty() || subject.rules.is_some() || subject.tables.is_some() {
         return Err(Error::config(format!("{} says itself with which parameters", file.display()))
             .hint("check a policy by its name with --param, --rules or --tables")
             .into());
     }
-    let mut all = Vec::new();
+    let (mut all, mut tried) = (Vec::new(), Vec::new());
     for wanted in desired::read(file)? {
-        let loaded = load(wanted.policy, &wanted.params, &wanted.options)?;
+        let mut loaded = load(wanted.policy, &wanted.params, &wanted.options)?;
+        let tests = loaded.test()?;
         match args.json {
-            true => all.push(report(&loaded)),
-            false => tell(&loaded),
+            true => all.push(report(&loaded, &tests)),
+            false => tell(&loaded, &tests),
         }
+        tried.extend(tests);
     }
-    if args.json { print_json(&all) } else { Ok(()) }
+    if args.json {
+        print_json(&all)?;
+    }
+    judge(&tried)
+}
+
+/// Fails when a test did.
+fn judge(tests: &[Tested]) -> Result<()> {
+    let failed: Vec<_> = tests.iter().filter(|t| !t.ok).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let list = failed.iter().map(|t| format!("\n  {}: {}, expected {}", t.name, t.what, t.expect));
+    let list: String = list.collect();
+    Err(Error::failed(format!("{} of {} tests failed:{list}", failed.len(), tests.len())).into())
 }
 
 /// Each program and what it cost.
@@ -60,7 +75,7 @@ fn programs(loaded: &Loaded) -> Vec<(String, live::Cost)> {
         .collect()
 }
 
-fn report(loaded: &Loaded) -> Value {
+fn report(loaded: &Loaded, tests: &[Tested]) -> Value {
     let programs: Vec<_> = programs(loaded)
         .iter()
         .map(
@@ -69,13 +84,15 @@ fn report(loaded: &Loaded) -> Value {
         .collect();
     json!({
         "policy": loaded.policy.id(),
-        "ok": true,
+        "ok": tests.iter().all(|t| t.ok),
         "programs": programs,
         "warnings": loaded.warnings,
+        "tests": tests.iter().map(|t| json!({"name": t.name, "ok": t.ok, "what": t.what,
+            "expect": t.expect})).collect::<Vec<_>>(),
     })
 }
 
-fn tell(loaded: &Loaded) {
+fn tell(loaded: &Loaded, tests: &[Tested]) {
     for warning in &loaded.warnings {
         out::println(&format!("warning: {warning}"));
     }
@@ -83,5 +100,11 @@ fn tell(loaded: &Loaded) {
         .into_iter()
         .map(|(name, i)| vec![name, i.verified.to_string(), i.jited.to_string()]);
     out::println(&render::table(&["program", "verified insns", "jited bytes"], rows));
-    out::println(&format!("{}: ok", loaded.policy.id()));
+    for test in tests {
+        let how = if test.ok { "ok" } else { "FAILED" };
+        out::println(&format!("test {}: {}: {how}", test.name, test.what));
+    }
+    if tests.iter().all(|t| t.ok) {
+        out::println(&format!("{}: ok", loaded.policy.id()));
+    }
 }

@@ -33,6 +33,7 @@ pub mod status;
 pub mod swap;
 pub mod top;
 pub mod trace;
+pub mod why;
 
 /// Prints a value as one document of JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {

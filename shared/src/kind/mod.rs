@@ -263,6 +263,14 @@ pub trait Session {
         Ok(())
     }
 
+    /// Tries the rules on the tests that stand beside them. Nothing is attached.
+    ///
+    /// # Errors
+    /// What the kernel says; a test that fails is none.
+    fn test(&mut self, _object: &Object) -> Result<Vec<Tested>> {
+        Ok(Vec::new())
+    }
+
     /// Whether the system allows attaching now (another scheduler, a name already taken).
     ///
     /// # Errors
@@ -298,6 +306,19 @@ pub trait Session {
     fn finish(&mut self, _live: &Live) -> Result<()> {
         Ok(())
     }
+}
+
+/// What became of a test that stands beside a policy's rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tested {
+    /// Its name.
+    pub name: String,
+    /// Whether all was as expected.
+    pub ok: bool,
+    /// What was tried and what came of it.
+    pub what: String,
+    /// What was expected.
+    pub expect: String,
 }
 
 /// A change of an attached policy that is prepared and can be taken back.

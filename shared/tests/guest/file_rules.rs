@@ -1,20 +1,22 @@
 //! File rules: every way to a file, every operation, everybody whom a rule can be about.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 
 use libtest_mimic::Trial;
-use rustix::fs::{Gid, Mode, OFlags, Uid, XattrFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
-use serde_json::Value;
+use rustix::mount::{MountFlags, mount};
 
-use crate::polity::{polity, run, sh, status};
+use crate::polity::{polity, sh, status};
 use crate::snapshot::Snapshot;
 use crate::trial::{has_lsm, trial};
+use crate::yard::{
+    HERE, OPERATIONS, POLICY, Yard, at, can, denied, dir, fails, file, hits, read, write,
+};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -28,116 +30,6 @@ pub fn trials() -> Vec<Trial> {
         ("nothing", nothing),
     ];
     tests.map(|(name, test)| trial(format!("file_rules::{name}"), test)).into()
-}
-
-const POLICY: &str = "lsm/fs-deny";
-const HERE: &str = "/w";
-
-/// A file system of its own at [`HERE`], and whatever is mounted in it.
-struct Yard(Vec<PathBuf>);
-
-impl Yard {
-    fn new() -> Self {
-        fs::create_dir_all(HERE).unwrap();
-        let mut yard = Self(Vec::new());
-        yard.tmpfs("");
-        yard
-    }
-
-    fn tmpfs(&mut self, name: &str) -> PathBuf {
-        self.mount("tmpfs", name)
-    }
-
-    fn mount(&mut self, ty: &str, name: &str) -> PathBuf {
-        let at = if name.is_empty() { HERE.into() } else { dir(name) };
-        mount("none", &at, ty, MountFlags::empty(), None).unwrap();
-        self.0.push(at.clone());
-        at
-    }
-
-    fn bind(&mut self, from: &Path, name: &str) -> PathBuf {
-        let at = dir(name);
-        mount_bind(from, &at).unwrap();
-        self.0.push(at.clone());
-        at
-    }
-
-    fn attach(self, rules: &str) -> Attached {
-        fs::write("/tmp/file-rules.toml", rules).unwrap();
-        polity(&["attach", POLICY, "--rules", "/tmp/file-rules.toml"]).ok();
-        Attached { yard: Some(self) }
-    }
-}
-
-impl Drop for Yard {
-    fn drop(&mut self) {
-        for at in self.0.iter().rev() {
-            let _ = unmount(at, UnmountFlags::DETACH);
-        }
-    }
-}
-
-struct Attached {
-    yard: Option<Yard>,
-}
-
-impl Attached {
-    fn detach(mut self) -> Yard {
-        polity(&["detach", POLICY]).ok();
-        self.yard.take().unwrap()
-    }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        if self.yard.is_some() {
-            polity(&["detach", POLICY]);
-        }
-    }
-}
-
-fn at(name: &str) -> PathBuf {
-    Path::new(HERE).join(name)
-}
-
-fn dir(name: &str) -> PathBuf {
-    fs::create_dir_all(at(name)).unwrap();
-    at(name)
-}
-
-fn file(name: &str) -> PathBuf {
-    fs::create_dir_all(at(name).parent().unwrap()).unwrap();
-    fs::write(at(name), "as it was").unwrap();
-    at(name)
-}
-
-fn read(path: impl AsRef<Path>) -> io::Result<()> {
-    File::open(path).map(drop)
-}
-
-fn write(path: impl AsRef<Path>) -> io::Result<()> {
-    OpenOptions::new().append(true).open(path).map(drop)
-}
-
-#[track_caller]
-fn fails<T: std::fmt::Debug>(errno: Errno, result: io::Result<T>) {
-    let error = result.expect_err("it was allowed");
-    assert_eq!(error.raw_os_error(), Some(errno.raw_os_error()), "{error}");
-}
-
-#[track_caller]
-fn denied<T: std::fmt::Debug>(result: io::Result<T>) {
-    fails(Errno::ACCESS, result);
-}
-
-/// Whether a command could do it; it says why not.
-fn can(command: &mut Command) -> bool {
-    let output = run(command);
-    assert!(
-        output.status == 0 || output.stderr.contains("ermission denied"),
-        "neither done nor denied: {output:#?}"
-    );
-    output.status == 0
 }
 
 /// One rule about a directory, and every way to a file in it.
@@ -225,49 +117,6 @@ fn ways() {
     drop(yard);
 }
 
-type Try = fn(&Path) -> io::Result<()>;
-
-/// What each operation is, done to a file.
-const OPERATIONS: [(&str, Try); 15] = [
-    ("read", |p| read(p)),
-    ("write", |p| write(p)),
-    ("exec", |p| Command::new(p).arg("true").status().map(drop)),
-    ("mmap-exec", map_exec),
-    ("create", |p| {
-        fs::remove_file(p)?;
-        File::create_new(p).map(drop)
-    }),
-    ("delete", |p| fs::remove_file(p)),
-    ("rename", |p| fs::rename(p, p.with_extension("new"))),
-    ("link", |p| fs::hard_link(p, p.with_extension("link"))),
-    ("chmod", |p| fs::set_permissions(p, fs::Permissions::from_mode(0o711))),
-    ("chown", |p| Ok(rustix::fs::chown(p, Some(Uid::from_raw(12)), Some(Gid::from_raw(34)))?)),
-    ("truncate", |p| OpenOptions::new().write(true).open(p)?.set_len(3)),
-    ("xattr", |p| Ok(rustix::fs::setxattr(p, "trusted.x", b"y", XattrFlags::empty())?)),
-    ("stat", |p| fs::metadata(p).map(drop)),
-    ("mount", |p| {
-        mount_bind("/dev/null", p)?;
-        Ok(unmount(p, UnmountFlags::empty())?)
-    }),
-    // TCGETS: no file has it, and it is asked for before that is found out.
-    ("ioctl", |p| match rustix::termios::tcgetattr(File::open(p)?) {
-        Err(Errno::NOTTY) => Ok(()),
-        other => Ok(other.map(drop)?),
-    }),
-];
-
-fn map_exec(path: &Path) -> io::Result<()> {
-    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-    let file = File::open(path)?;
-    let prot = ProtFlags::READ | ProtFlags::EXEC;
-    // SAFETY: a fresh private mapping at an address of the kernel's choice, which nobody reads.
-    unsafe {
-        let address = mmap(std::ptr::null_mut(), 4096, prot, MapFlags::PRIVATE, &file, 0)?;
-        munmap(address, 4096)?;
-    }
-    Ok(())
-}
-
 /// A rule for each operation: it denies that one, with the errno that the rule says, and no other.
 fn operations() {
     let prepare = |name: &str| {
@@ -307,13 +156,6 @@ fn operations() {
         assert!(hits(&stats, op, "denied") >= 1, "{op}: {stats}");
     }
     drop(attached.detach());
-}
-
-/// A count of a rule.
-#[track_caller]
-fn hits(stats: &Value, rule: &str, what: &str) -> u64 {
-    let by = &stats["stats"]["rules"]["by"][rule];
-    by[what]["total"].as_u64().unwrap_or_else(|| panic!("no {what} of {rule} in {stats}"))
 }
 
 fn subjects_and_objects() {

@@ -10,7 +10,10 @@ mod apply;
 mod catalog;
 mod cgroups;
 mod ejected;
+mod file_mounts;
+mod file_revoke;
 mod file_rules;
+mod file_why;
 mod folders;
 mod foreground;
 mod foreign;
@@ -40,6 +43,7 @@ mod top;
 mod trace;
 mod trial;
 mod watching;
+mod yard;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -76,6 +80,9 @@ fn all() -> Vec<Trial> {
     trials.extend(replace::trials());
     trials.extend(ejected::trials());
     trials.extend(file_rules::trials());
+    trials.extend(file_why::trials());
+    trials.extend(file_mounts::trials());
+    trials.extend(file_revoke::trials());
     trials.extend(apply::trials());
     trials.extend(watching::trials());
     trials.extend(supervised::trials());

@@ -18,14 +18,35 @@ pub struct Extra {
     pub near: NodeId,
 }
 
+/// The rules with what they name, before what they do not name.
+#[derive(Debug, Clone, Default)]
+pub struct Base {
+    compiled: Compiled,
+    effects: Effects,
+}
+
+impl Base {
+    /// Without extras, to look for those.
+    pub fn named(&self) -> &Compiled {
+        &self.compiled
+    }
+
+    /// All of it.
+    pub fn with(&self, extras: &[Extra]) -> Compiled {
+        let Self { compiled: mut out, mut effects } = self.clone();
+        out.extras(extras, &mut effects);
+        out.supers(&mut effects);
+        out
+    }
+}
+
 /// Compiles `plan`. `objects` has the object of each node where it exists; `cgroup` gives the
 /// id of a control group.
 pub fn compile(
     plan: &Plan,
     objects: &[Option<Object>],
-    extras: &[Extra],
     cgroup: impl Fn(&str) -> Option<u64>,
-) -> Compiled {
+) -> Base {
     let same = Same::find(plan, objects);
     let mut out = Compiled {
         nodes: vec![Node::default(); plan.trie.len()],
@@ -35,6 +56,7 @@ pub fn compile(
         need: plan.need,
         negated: plan.negated,
         keep: plan.keep,
+        revoke: plan.revoke,
         hooks: plan.hooks.clone(),
         ..Compiled::default()
     };
@@ -67,7 +89,6 @@ pub fn compile(
     }
     out.anchors.sort_unstable();
     out.anchors.dedup();
-    out.extras(extras, &mut effects);
     for (ty, mask) in &plan.fstypes {
         let effect = effects.index(&mut out, Effect { set: *mask, clear: Mask::default() });
         out.fstypes.push((ty.clone(), effect));
@@ -79,12 +100,11 @@ pub fn compile(
         let effect = effects.index(&mut out, Effect { set: mask, clear: Mask::default() });
         out.labels.push((kind, value, effect));
     }
-    out.supers(&mut effects);
-    out
+    Base { compiled: out, effects }
 }
 
 /// Effects by their content: few differ.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 struct Effects(HashMap<Effect, u32>);
 
 impl Effects {

@@ -61,6 +61,21 @@ impl Maps {
         Ok(InForce { digest: word(DIGEST), rules: word(DIGEST + 8), mode })
     }
 
+    /// The name of a rule in force.
+    ///
+    /// # Errors
+    /// The maps are gone, or there is no such rule.
+    pub fn rule_name(&self, index: u32) -> Result<String> {
+        let side = (self.generation()? & 1) as u32;
+        let lost = || Error::failed(format!("there is no rule {index} in force"));
+        let inner = self.get("rules")?.lookup(&side.to_ne_bytes(), MapFlags::ANY)?;
+        let id = inner.and_then(|id| id.try_into().ok()).map(u32::from_ne_bytes);
+        let rules = MapHandle::from_map_id(id.ok_or_else(lost)?)?;
+        let record = rules.lookup(&index.to_ne_bytes(), MapFlags::ANY)?.ok_or_else(lost)?;
+        let name = record.split(|b| *b == 0).next().unwrap_or_default();
+        Ok(String::from_utf8_lossy(name).into_owned())
+    }
+
     /// Takes back the host's leave to read what is denied.
     pub fn revoke_leave(&self) {
         if let Ok(host) = self.get("host") {
@@ -205,10 +220,11 @@ fn random() -> Result<u64> {
 
 /// Collects a struct member by member.
 #[derive(Default)]
-struct Bytes(Vec<u8>);
+pub struct Bytes(pub Vec<u8>);
 
 impl Bytes {
-    fn u32(mut self, value: u32) -> Self {
+    /// Adds a number.
+    pub fn u32(mut self, value: u32) -> Self {
         self.0.extend(value.to_ne_bytes());
         self
     }
@@ -306,6 +322,8 @@ fn set(c: &Compiled, rules: &Rules, seed: u64) -> Vec<u8> {
         .u32(u32::from(rules.mode == Mode::Audit))
         .u64(rules.digest())
         .u64(rules.rules.len() as u64)
+        .u64(0)
+        .mask(c.revoke)
         .mask(c.keep);
     bytes = c.op.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
     bytes = c.need.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));

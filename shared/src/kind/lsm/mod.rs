@@ -1,13 +1,16 @@
 //! File rules: programs on LSM hooks, switched on together by one word of a map.
 //!
-//! `rules` reads them, `plan` and `compile` turn them into classes, nodes and effects, `identify`
-//! asks the kernel what the objects are, `scan` finds those with other names, `fill` writes the maps
-//! and turns the switch. A policy without a map `anchors` has no rules of ours: all its programs are attached as they are.
+//! `raw` and `parse` read `rules`, `plan` and `compile` turn them into classes, nodes and effects,
+//! `identify` asks the kernel what the objects are, `scan` finds those with other names, `fill`
+//! writes the maps and turns the switch. `ask` asks what the rules say, `case` is a test of that, `held` tells
+//! what is open from before. A policy without a map `anchors` has no rules of ours: all its programs are attached as they are.
+
+use std::path::PathBuf;
 
 use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
 
-use super::{Kind, Options, Session, Update, attach_programs};
+use super::{Kind, Options, Session, Tested, Update, attach_programs};
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
 use crate::kernel::{Fact, Kernel, read};
@@ -16,13 +19,18 @@ use crate::object::Opened;
 use crate::shape::Shape;
 use crate::sys;
 
+pub mod ask;
+pub mod case;
 pub mod compile;
 pub mod fill;
 pub mod hash;
+pub mod held;
 pub mod identify;
 pub mod model;
 pub mod op;
+pub mod parse;
 pub mod plan;
+pub mod raw;
 pub mod rules;
 pub mod scan;
 pub mod trie;
@@ -81,9 +89,10 @@ impl Kind for Lsm {
         let Some((file, text)) = &options.rules else {
             return Ok(Box::new(Loading { all_hooks: options.check, ..Loading::default() }));
         };
-        let rules = rules::parse(file, text, &policy.manifest.policy.name)?;
+        let rules = parse::parse(file, text, &policy.manifest.policy.name)?;
         let plan = plan::plan(&rules, &mut identify::FileSystem::default(), file, text)?;
-        Ok(Box::new(Loading { rules, plan, ..Loading::default() }))
+        let place = std::path::absolute(file)?;
+        Ok(Box::new(Loading { rules, plan, file: Some(place), ..Loading::default() }))
     }
 
     fn detail(&self, live: &Live) -> Value {
@@ -100,7 +109,7 @@ impl Kind for Lsm {
 
     fn differs(&self, live: &Live, policy: &Policy, options: &Options) -> Result<Option<String>> {
         let Some((file, text)) = &options.rules else { return Ok(None) };
-        let rules = rules::parse(file, text, &policy.manifest.policy.name)?;
+        let rules = parse::parse(file, text, &policy.manifest.policy.name)?;
         let now = fill::Maps::of_live(live).in_force()?;
         let hooks = rules.hooks();
         let needless = |name: &String| name.strip_prefix("on_").is_some_and(|h| !hooks.contains(h));
@@ -154,18 +163,26 @@ impl Kind for Lsm {
 struct Loading {
     rules: Rules,
     plan: Plan,
-    /// What the kernel calls the objects of the plan.
-    objects: Vec<Option<model::Object>>,
-    /// Whether the policy is one with rules of ours.
-    has_rules: bool,
+    /// Where the rules are from.
+    file: Option<PathBuf>,
+    /// Whether the policy is one with rules of ours, and then what is needed to fill its maps.
+    ours: Option<Ours>,
+    /// What was mounted before it was searched for what they do not name.
+    mounts: Option<String>,
     /// Load even what no rule needs.
     all_hooks: bool,
 }
 
+/// The compiled rules and the way into the kernel.
+struct Ours {
+    base: compile::Base,
+    oracle: identify::Oracle,
+    maps: fill::Maps,
+}
+
 impl Session for Loading {
     fn open(&mut self, opened: &mut Opened, policy: &Policy, kernel: &Kernel) -> Result<()> {
-        self.has_rules = opened.shape.map("anchors").is_some();
-        if !self.has_rules {
+        if opened.shape.map("anchors").is_none() {
             if !self.rules.rules.is_empty() {
                 return Err(Error::config(format!("{} takes no rules", policy.id())).into());
             }
@@ -184,38 +201,83 @@ impl Session for Loading {
         Ok(())
     }
 
-    fn configure(&mut self, object: &mut Object, _shape: &Shape) -> Result<()> {
-        if !self.has_rules {
+    fn configure(&mut self, object: &mut Object, shape: &Shape) -> Result<()> {
+        if shape.map("anchors").is_none() {
             return Ok(());
         }
-        self.objects =
-            identify::Identify::new(&identify::Oracle::of(object)?).trie(&self.plan.trie)?;
-        let kept = model::Compiled { op: Default::default(), ..self.compile(&[]) };
-        fill::Maps::of(object)?.fill(KEEPING, &kept, &self.rules)
+        let oracle = identify::Oracle::of(object)?;
+        let objects = identify::Identify::new(&oracle).trie(&self.plan.trie)?;
+        let base = compile::compile(&self.plan, &objects, crate::cgroup::id);
+        let maps = fill::Maps::of(object)?;
+        let kept = model::Compiled { op: Default::default(), ..base.with(&[]) };
+        maps.fill(KEEPING, &kept, &self.rules)?;
+        self.ours = Some(Ours { base, oracle, maps });
+        Ok(())
+    }
+
+    fn test(&mut self, object: &Object) -> Result<Vec<Tested>> {
+        if self.rules.tests.is_empty() || self.ours.is_none() {
+            return Ok(Vec::new());
+        }
+        // No hook is attached: what is switched on here answers questions and does nothing else.
+        self.fill_whole(WHOLE)?;
+        self.switch_on(WHOLE)?;
+        let asker = ask::Asker::of(object)?;
+        Ok(self.rules.tests.iter().map(|case| self.tested(case, &asker)).collect())
     }
 
     fn attach(&mut self, object: &mut Object) -> Result<Vec<(String, Link)>> {
         let links = attach_programs(object)?;
-        if self.has_rules {
-            let maps = fill::Maps::of(object)?;
-            maps.switch(KEEPING)?;
-            let extras = scan::extras(&identify::Oracle::of(object)?, &self.compile(&[]))?;
-            maps.fill(WHOLE, &self.compile(&extras), &self.rules)?;
+        if let Some(ours) = &self.ours {
+            ours.maps.switch(KEEPING)?;
         }
+        self.fill_whole(WHOLE)?;
         Ok(links)
     }
 
     fn commit(&mut self, object: &mut Object) -> Result<()> {
-        match self.has_rules {
-            true => fill::Maps::of(object)?.switch(WHOLE),
-            false => Ok(()),
+        if self.ours.is_none() {
+            return Ok(());
         }
+        self.switch_on(WHOLE)?;
+        // From here on the policy notes what is mounted. What was until then?
+        let mut generation = WHOLE;
+        while self.mounts != scan::mounts() {
+            generation += 1;
+            self.fill_whole(generation)?;
+            self.switch_on(generation)?;
+        }
+        held::tell(&ask::Asker::of(object)?, &self.rules)
+    }
+
+    fn record(&self) -> Value {
+        json!({"rules": self.file})
     }
 }
 
 impl Loading {
-    fn compile(&self, extras: &[compile::Extra]) -> model::Compiled {
-        compile::compile(&self.plan, &self.objects, extras, crate::cgroup::id)
+    fn fill_whole(&mut self, generation: u64) -> Result<()> {
+        let Some(ours) = &self.ours else { return Ok(()) };
+        self.mounts = scan::mounts();
+        let extras = scan::extras(&ours.oracle, ours.base.named())?;
+        ours.maps.fill(generation, &ours.base.with(&extras), &self.rules)
+    }
+
+    fn switch_on(&self, generation: u64) -> Result<()> {
+        self.ours.as_ref().map_or(Ok(()), |ours| ours.maps.switch(generation))
+    }
+
+    fn tested(&self, case: &case::Case, asker: &ask::Asker) -> Tested {
+        let (said, ok) = match case.ask(asker) {
+            Ok(answer) => {
+                let rule = answer.decisive().and_then(|r| self.rules.rules.get(r.rule as usize));
+                let by = rule.map_or_else(String::new, |r| format!(" by `{}`", r.name));
+                (format!("{}{by}", answer.verdict), answer.verdict == case.expect)
+            }
+            Err(error) => (format!("{error:#}"), false),
+        };
+        let what = format!("{} of {}: {said}", case.op.name(), case.path);
+        Tested { name: case.name.clone(), ok, what, expect: case.expect.to_string() }
     }
 }
 

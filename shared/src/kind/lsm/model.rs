@@ -11,6 +11,8 @@ pub const WORDS: usize = 4;
 pub const MAX_CLASSES: usize = WORDS * 64;
 /// `DENY_NO_RULE`
 pub const NO_RULE: u32 = u32::MAX;
+/// Whether an access takes something elsewhere: `OP(DENY_MOVE)`.
+pub const MOVE: u32 = 1 << 28;
 /// A directory that stays in place: `OP(DENY_PIN)`.
 pub const PIN: u32 = 1 << 30;
 /// A node that has children: `OP(DENY_NAMES)`.
@@ -158,6 +160,8 @@ pub struct Compiled {
     pub owners: Vec<(u32, u32, u32)>,
     /// The classes that no object may be taken out of.
     pub keep: Mask,
+    /// The classes that hold for descriptors that are open already.
+    pub revoke: Mask,
     /// The classes of each operation.
     pub op: [Mask; op::COUNT],
     /// The classes that each dimension of the subject limits.

@@ -62,6 +62,12 @@ const TABLE: [(Op, &str, &[&str]); 15] = [
 pub const PIN_HOOKS: &[&str] =
     &["inode_rename", "inode_link", "inode_rmdir", "sb_mount", "move_mount"];
 
+/// The hooks of rules that hold for descriptors that are open already.
+pub const LATE_HOOKS: &[&str] = &["file_permission", "file_truncate"];
+
+/// The hooks that see what is mounted below a rule's directory.
+pub const MOUNT_HOOKS: &[&str] = &["sb_mount", "move_mount"];
+
 impl Op {
     /// All of them, in order.
     pub fn all() -> impl Iterator<Item = Self> {

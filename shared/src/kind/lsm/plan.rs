@@ -43,6 +43,8 @@ pub struct Plan {
     pub cgroups: BTreeMap<String, Mask>,
     /// The classes that no object may be taken out of.
     pub keep: Mask,
+    /// The classes that hold for descriptors that are open already.
+    pub revoke: Mask,
     /// The classes of each operation.
     pub op: [Mask; op::COUNT],
     /// The classes that each dimension of the subject limits.
@@ -62,6 +64,8 @@ struct Key<'a> {
     subject: &'a Subject,
     /// Whether it keeps what is beneath its paths there.
     keep: bool,
+    /// Whether it holds for what is open already.
+    revoke: bool,
     /// A rule that has to be alone.
     solo: Option<usize>,
 }
@@ -81,6 +85,7 @@ pub fn plan(rules: &Rules, links: &mut dyn Links, file: &Path, text: &str) -> Re
             errno: rule.errno,
             subject: &rule.subject,
             keep: rule.keeps(),
+            revoke: rule.revoke,
             solo: solo.then_some(index),
         };
         let next = known.len() as u32;
@@ -117,6 +122,9 @@ impl Plan {
         });
         if rule.keeps() {
             self.keep.insert(class);
+        }
+        if rule.revoke {
+            self.revoke.insert(class);
         }
         for op in &rule.deny {
             self.op[*op as usize].insert(class);

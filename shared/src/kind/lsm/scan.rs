@@ -140,6 +140,11 @@ struct Linked {
     alike: bool,
 }
 
+/// What is mounted, to see whether it has changed.
+pub fn mounts() -> Option<String> {
+    std::fs::read_to_string("/proc/self/mountinfo").ok()
+}
+
 /// The objects that the rules' directories hold beyond what names lead to.
 ///
 /// # Errors

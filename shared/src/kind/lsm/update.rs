@@ -7,13 +7,16 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::Link;
+use serde_json::json;
 
-use super::compile::{Extra, compile};
+use super::ask::Asker;
+use super::compile::{Base, Extra, compile};
 use super::fill::Maps;
+use super::held;
 use super::identify::{FileSystem, Identify, Oracle};
-use super::model::{Compiled, Object};
+use super::parse::parse;
 use super::plan::{Plan, plan};
-use super::rules::{self, Rules};
+use super::rules::Rules;
 use super::scan;
 use crate::catalog::Policy;
 use crate::error::Result;
@@ -26,11 +29,12 @@ use crate::{cgroup, object, tree};
 pub struct NewRules {
     maps: Maps,
     oracle: Oracle,
+    asker: Asker,
     folder: PathBuf,
     meta: Meta,
     rules: Rules,
     plan: Plan,
-    objects: Vec<Option<Object>>,
+    base: Base,
     extras: Vec<Extra>,
     before: u64,
     /// Links to hooks that were not attached.
@@ -51,35 +55,35 @@ pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<NewRul
     let folder = live.pins()?.to_owned();
     let none = (PathBuf::new(), String::new());
     let (file, text) = options.rules.as_ref().unwrap_or(&none);
-    let rules = rules::parse(file, text, &policy.manifest.policy.name)?;
+    let rules = parse(file, text, &policy.manifest.policy.name)?;
     let plan = plan(&rules, &mut FileSystem::default(), file, text)?;
     let maps = Maps::of_live(live);
     let oracle = Oracle::of_live(live)?;
     let before = maps.generation()?;
+    let mut meta = live.meta.clone();
+    meta.extra = json!({"rules": std::path::absolute(file).ok()});
     let mut new = NewRules {
         maps,
         oracle,
+        asker: Asker::of_live(live)?,
         folder,
-        meta: live.meta.clone(),
+        meta,
         rules,
         plan,
-        objects: Vec::new(),
+        base: Base::default(),
         extras: Vec::new(),
         before,
         links: Vec::new(),
     };
     new.links = new.missing_hooks(live, policy)?;
-    new.objects = Identify::new(&new.oracle).trie(&new.plan.trie)?;
-    new.extras = scan::extras(&new.oracle, &new.compile())?;
-    new.maps.fill(before + 1, &new.compile(), &new.rules)?;
+    let objects = Identify::new(&new.oracle).trie(&new.plan.trie)?;
+    new.base = compile(&new.plan, &objects, cgroup::id);
+    new.extras = scan::extras(&new.oracle, new.base.named())?;
+    new.maps.fill(before + 1, &new.base.with(&new.extras), &new.rules)?;
     Ok(new)
 }
 
 impl NewRules {
-    fn compile(&self) -> Compiled {
-        compile(&self.plan, &self.objects, &self.extras, cgroup::id)
-    }
-
     /// Attaches hooks that the new rules need and that are not there.
     fn missing_hooks(&self, live: &Live, policy: &Policy) -> Result<Vec<(String, Link)>> {
         let there: BTreeSet<_> = live.links().into_iter().map(|(name, _)| name).collect();
@@ -164,25 +168,32 @@ impl Update for NewRules {
     }
 
     fn finish(&mut self) -> Result<()> {
-        // Nothing can leave the rules' directories any more: what left while they were built?
-        let extras =
-            scan::extras(&self.oracle, &compile(&self.plan, &self.objects, &[], cgroup::id))?;
-        let new = extras.iter().any(|extra| !self.extras.contains(extra));
-        if new {
+        // Nothing can leave the rules' directories any more, and what is mounted is noted: what was
+        // there before?
+        let mut generation = self.before + 1;
+        loop {
+            let mounts = scan::mounts();
+            let extras = scan::extras(&self.oracle, self.base.named())?;
+            if extras.iter().all(|extra| self.extras.contains(extra)) {
+                break;
+            }
             self.extras = extras;
-            self.maps.fill(self.before + 2, &self.compile(), &self.rules)?;
-            self.maps.switch(self.before + 2)?;
+            generation += 1;
+            self.maps.fill(generation, &self.base.with(&self.extras), &self.rules)?;
+            self.maps.switch(generation)?;
+            if mounts == scan::mounts() {
+                break;
+            }
         }
+        held::tell(&self.asker, &self.rules)?;
         let needless = self.needless();
-        if !needless.is_empty() {
-            for name in &needless {
-                self.meta.links.remove(name);
-                self.meta.programs.remove(name);
-            }
-            self.record()?;
-            for name in &needless {
-                let _ = std::fs::remove_file(self.link_path(name));
-            }
+        for name in &needless {
+            self.meta.links.remove(name);
+            self.meta.programs.remove(name);
+        }
+        self.record()?;
+        for name in &needless {
+            let _ = std::fs::remove_file(self.link_path(name));
         }
         crate::history::record_command(&self.meta.policy, "changed");
         // Their pins hold them; a descriptor that stayed open would too.

@@ -1,0 +1,349 @@
+//! From a rules file to rules, each checked; an error shows the place of what is wrong.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+
+use toml::Spanned;
+
+use super::case::Case;
+use super::op::{self, Op};
+use super::raw::{self, Texts, spread};
+use super::rules::{ERRNOS, MAX_NAME, Mode, Object, Rule, Rules, Subject};
+use crate::error::{Error, Result, from_toml};
+
+/// Longest path, `PATH_MAX` less the NUL; and longest component, `NAME_MAX`.
+const MAX_PATH: usize = 4095;
+const MAX_COMPONENT: usize = 255;
+/// Events of a rule per second where it doesn't say.
+const RATE: u32 = 100;
+
+/// Reads the rules for the policy called `policy`.
+///
+/// # Errors
+/// Exit status 2 with file, line, column and what to write instead.
+pub fn parse(file: &Path, text: &str, policy: &str) -> Result<Rules> {
+    let mut raw: raw::File = toml::from_str(text).map_err(|e| unknown_key(file, text, &e))?;
+    let everywhere = raw.test;
+    let Some(raw) = raw.lsm.remove(policy) else { return Ok(Rules::default()) };
+    let reader = Reader { file, text };
+    let mut names = BTreeSet::new();
+    let mut rules = Vec::with_capacity(raw.rules.len());
+    for (at, rule) in raw.rules.into_iter().enumerate() {
+        let span = rule.get_ref().name.as_ref().map_or_else(|| rule.span(), Spanned::span);
+        let rule = reader.rule(rule, at, raw.mode)?;
+        if !names.insert(rule.name.clone()) {
+            let what = format!("a second rule called `{}`", rule.name);
+            return Err(reader.at(&span, what).hint("events and counts go by the name").into());
+        }
+        rules.push(rule);
+    }
+    let tests = raw.test.into_iter().chain(everywhere).enumerate();
+    let tests = tests.map(|(at, test)| reader.case(test, at)).collect::<Result<_>>()?;
+    Ok(Rules { mode: raw.mode, rules, tests })
+}
+
+/// An error of the TOML reader, with the key that was meant where it is close to one.
+fn unknown_key(file: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let shown = from_toml(file, text, error);
+    let words: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
+    match words.split_first() {
+        Some((wrong, known)) if error.message().starts_with("unknown field") => {
+            match op::closest(wrong, known.iter().copied()) {
+                Some(meant) => shown.hint(format!("did you mean `{meant}`?")),
+                None => shown,
+            }
+        }
+        _ => shown,
+    }
+}
+
+struct Reader<'a> {
+    file: &'a Path,
+    text: &'a str,
+}
+
+impl Reader<'_> {
+    fn at(&self, span: &Range<usize>, what: impl fmt::Display) -> Error {
+        Error::at(self.file, self.text, span.clone(), what)
+    }
+
+    fn rule(&self, raw: Spanned<raw::Rule>, index: usize, mode: Mode) -> Result<Rule> {
+        // The first line of the rule: the whole of it would fill the screen.
+        let start = raw.span().start;
+        let line = self.text[start..].find('\n').map_or(self.text.len(), |n| start + n);
+        let whole = start..line;
+        let raw = raw.into_inner();
+        let deny_span = raw.deny.span();
+        let mut deny = BTreeSet::new();
+        for word in spread(raw.deny) {
+            deny.insert(self.op(&word)?);
+        }
+        if deny.is_empty() {
+            return Err(self
+                .at(&deny_span, "the rule denies nothing")
+                .hint(format!("operations are {}", op::list()))
+                .into());
+        }
+        let revoke = raw.revoke.as_ref().is_some_and(|r| *r.get_ref());
+        if let Some(place) = raw.revoke.filter(|_| revoke)
+            && !deny.contains(&Op::Read)
+            && !deny.contains(&Op::Write)
+        {
+            return Err(self
+                .at(
+                    &place.span(),
+                    "`revoke` takes back reading and writing, and the rule denies neither",
+                )
+                .hint("add \"read\" or \"write\" to `deny`, or leave `revoke` out")
+                .into());
+        }
+        Ok(Rule {
+            name: self.name(raw.name, index)?,
+            deny,
+            object: self.object(&whole, raw.path, raw.except, raw.fstype, raw.device)?,
+            subject: self.subject(raw.subject)?,
+            mode: raw.mode.unwrap_or(mode),
+            errno: self.errno(raw.errno)?,
+            rate: raw.rate.unwrap_or(RATE),
+            pin: raw.pin.unwrap_or(true),
+            revoke,
+            span: whole,
+        })
+    }
+
+    fn name(&self, name: Option<Spanned<String>>, index: usize) -> Result<String> {
+        let Some(name) = name else { return Ok(format!("rule-{}", index + 1)) };
+        let span = name.span();
+        let name = name.into_inner();
+        if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+            return Err(self
+                .at(&span, format!("a rule's name has 1 to {MAX_NAME} bytes of text"))
+                .into());
+        }
+        Ok(name)
+    }
+
+    fn op(&self, word: &Spanned<String>) -> Result<Op> {
+        Op::find(word.get_ref()).ok_or_else(|| {
+            let error = self.at(&word.span(), format!("no operation `{}`", word.get_ref()));
+            match op::closest(word.get_ref(), Op::all().map(Op::name)) {
+                Some(meant) => error.hint(format!("did you mean `{meant}`?")),
+                None => error.hint(format!("operations are {}", op::list())),
+            }
+            .into()
+        })
+    }
+
+    fn object(
+        &self,
+        whole: &Range<usize>,
+        path: Option<Spanned<Texts>>,
+        except: Option<Spanned<Texts>>,
+        fstype: Option<Spanned<Texts>>,
+        device: Option<Spanned<Texts>>,
+    ) -> Result<Object> {
+        let except_span = except.as_ref().map(Spanned::span);
+        match (path, fstype, device) {
+            (Some(path), None, None) => {
+                let span = path.span();
+                let paths = self.paths(path)?;
+                if paths.is_empty() {
+                    return Err(self.at(&span, "the rule names no path").into());
+                }
+                let except = match except {
+                    Some(except) => self.holes(except, &paths)?,
+                    None => Vec::new(),
+                };
+                Ok(Object::Paths { paths, except })
+            }
+            (None, fstype, device)
+                if except_span.is_some() && (fstype.is_some() || device.is_some()) =>
+            {
+                let span = except_span.unwrap_or_else(|| whole.clone());
+                Err(self.at(&span, "`except` makes holes in a `path`, and there is none").into())
+            }
+            (None, Some(fstype), None) => Ok(Object::FsTypes(self.fstypes(fstype)?)),
+            (None, None, Some(device)) => Ok(Object::Devices(self.devices(device)?)),
+            (None, None, None) => Err(self
+                .at(whole, "the rule does not say what it is about")
+                .hint("give it `path`, `fstype` or `device`")
+                .into()),
+            _ => Err(self
+                .at(whole, "a rule is about one of `path`, `fstype` and `device`")
+                .hint("make it two rules: whatever one of them denies is denied")
+                .into()),
+        }
+    }
+
+    fn paths(&self, texts: Spanned<Texts>) -> Result<Vec<String>> {
+        spread(texts).into_iter().map(|t| self.path(&t)).collect()
+    }
+
+    /// A path without empty components and `.`; what would need the file system is refused.
+    fn path(&self, text: &Spanned<String>) -> Result<String> {
+        let wrong = |what: &str| Err(self.at(&text.span(), what).into());
+        let path = text.get_ref();
+        if !path.starts_with('/') {
+            return match path.as_str() {
+                "" => wrong("an empty path"),
+                _ => Err(self
+                    .at(&text.span(), format!("`{path}` does not start at /"))
+                    .hint("rules hold for the whole system, so their paths are absolute")
+                    .into()),
+            };
+        }
+        if path.contains('\0') {
+            return wrong("no path has a NUL in it");
+        }
+        if path.len() > MAX_PATH {
+            return wrong("the path is longer than the kernel's 4095 bytes");
+        }
+        let mut clean = String::with_capacity(path.len());
+        for part in path.split('/').filter(|p| !p.is_empty() && *p != ".") {
+            if part == ".." {
+                return wrong("`..` depends on where one comes from; write the path it leads to");
+            }
+            if part.len() > MAX_COMPONENT {
+                return wrong("a component of the path is longer than the kernel's 255 bytes");
+            }
+            clean.push('/');
+            clean.push_str(part);
+        }
+        if clean.is_empty() {
+            clean.push('/');
+        }
+        Ok(clean)
+    }
+
+    fn holes(&self, texts: Spanned<Texts>, paths: &[String]) -> Result<Vec<String>> {
+        let mut holes = Vec::new();
+        for text in spread(texts) {
+            let hole = self.path(&text)?;
+            let beneath = |p: &String| p == "/" || hole.starts_with(&format!("{p}/"));
+            if !paths.iter().any(beneath) {
+                return Err(self
+                    .at(&text.span(), format!("`{hole}` is not beneath the rule's path"))
+                    .hint("`except` makes holes in its own rule only")
+                    .into());
+            }
+            holes.push(hole);
+        }
+        Ok(holes)
+    }
+
+    fn fstypes(&self, texts: Spanned<Texts>) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for text in spread(texts) {
+            let name = text.get_ref();
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
+            if name.is_empty() || name.len() > 63 || !name.chars().all(plain) {
+                return Err(self
+                    .at(&text.span(), format!("`{name}` is no file system type"))
+                    .hint("such as ext4 or fuse.sshfs; /proc/filesystems lists them")
+                    .into());
+            }
+            all.push(name.clone());
+        }
+        Ok(all)
+    }
+
+    fn devices(&self, texts: Spanned<Texts>) -> Result<Vec<(u32, u32)>> {
+        spread(texts)
+            .iter()
+            .map(|text| {
+                let numbers = text
+                    .get_ref()
+                    .split_once(':')
+                    .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+                // MINORBITS of linux/kdev_t.h
+                numbers.filter(|(major, minor)| *major < 1 << 12 && *minor < 1 << 20).ok_or_else(
+                    || {
+                        self.at(&text.span(), format!("`{}` is no device", text.get_ref()))
+                            .hint("write MAJOR:MINOR, as `lsblk` and /proc/self/mountinfo do")
+                            .into()
+                    },
+                )
+            })
+            .collect()
+    }
+
+    fn subject(&self, raw: Option<raw::Subject>) -> Result<Subject> {
+        let mut subject = Subject::default();
+        let Some(mut raw) = raw else { return Ok(subject) };
+        let not = raw.not.take();
+        self.add_subject(&mut subject, raw, false)?;
+        if let Some(not) = not {
+            self.add_subject(&mut subject, *not, true)?;
+        }
+        Ok(subject)
+    }
+
+    fn add_subject(&self, to: &mut Subject, raw: raw::Subject, negate: bool) -> Result<()> {
+        if raw.not.is_some() {
+            return Err(
+                Error::config(format!("{}: a `not` within a `not`", self.file.display())).into()
+            );
+        }
+        let spans = [
+            raw.uid.as_ref().map(Spanned::span),
+            raw.gid.as_ref().map(Spanned::span),
+            raw.exe.as_ref().map(Spanned::span),
+            raw.cgroup.as_ref().map(Spanned::span),
+        ];
+        let taken =
+            [!to.uid.is_empty(), !to.gid.is_empty(), !to.exe.is_empty(), !to.cgroup.is_empty()];
+        for ((span, taken), negated) in spans.iter().zip(taken).zip(&mut to.negated) {
+            let Some(span) = span else { continue };
+            if taken {
+                return Err(self.at(span, "given both plainly and under `not`").into());
+            }
+            *negated = negate;
+        }
+        to.uid.extend(raw.uid.map(Spanned::into_inner).unwrap_or_default());
+        to.gid.extend(raw.gid.map(Spanned::into_inner).unwrap_or_default());
+        if let Some(exe) = raw.exe {
+            to.exe.extend(self.paths(exe)?);
+        }
+        if let Some(cgroup) = raw.cgroup {
+            to.cgroup.extend(self.paths(cgroup)?);
+        }
+        let empty = [to.uid.is_empty(), to.gid.is_empty(), to.exe.is_empty(), to.cgroup.is_empty()];
+        match spans.iter().zip(empty).find(|(span, empty)| span.is_some() && *empty) {
+            Some((Some(span), _)) => Err(self
+                .at(span, "an empty list concerns nobody")
+                .hint("leave it out to concern everybody")
+                .into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn errno(&self, name: Option<Spanned<String>>) -> Result<i32> {
+        let Some(name) = name else { return Ok(libc::EACCES) };
+        ERRNOS.iter().find(|(n, _)| n == name.get_ref()).map(|(_, e)| *e).ok_or_else(|| {
+            let list: Vec<_> = ERRNOS.iter().map(|(n, _)| *n).collect();
+            self.at(&name.span(), format!("no errno `{}` to deny with", name.get_ref()))
+                .hint(format!("one of {}", list.join(", ")))
+                .into()
+        })
+    }
+
+    fn case(&self, raw: Spanned<raw::Test>, index: usize) -> Result<Case> {
+        let span = raw.span();
+        let line = self.text[span.start..].find('\n').map_or(self.text.len(), |n| span.start + n);
+        let raw = raw.into_inner();
+        let path = |text: Option<Spanned<String>>| text.map(|t| self.path(&t)).transpose();
+        Ok(Case {
+            name: raw.name.unwrap_or_else(|| format!("test-{}", index + 1)),
+            op: self.op(&raw.op)?,
+            path: self.path(&raw.path)?,
+            exe: path(raw.exe)?,
+            uid: raw.uid,
+            gid: raw.gid,
+            cgroup: path(raw.cgroup)?,
+            expect: raw.expect,
+            span: span.start..line,
+        })
+    }
+}
