@@ -167,7 +167,8 @@ fn subjects() {
         command
     };
     // Each as somebody who waits, asked about by pid, and then tries.
-    let people: [(&str, Box<dyn Fn() -> Command>, &[&str]); 3] = [
+    type Start = Box<dyn Fn() -> Command>;
+    let people: [(&str, Start, &[&str]); 3] = [
         (
             "root",
             Box::new(move || {
