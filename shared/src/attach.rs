@@ -14,7 +14,7 @@ use crate::object;
 use crate::params::Assignment;
 use crate::shape::Shape;
 use crate::tree::{self, Tree};
-use crate::{crash, history, mend, swap, sys, tables, timing};
+use crate::{crash, history, journal, mend, sys, tables, timing};
 
 /// A policy that the kernel's verifier has accepted, not yet attached.
 pub struct Loaded {
@@ -246,7 +246,7 @@ impl Attached {
 /// `polity run` holds it, or what attaching changed can't be undone; it stays attached then.
 pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
     take_off(live, tree)?;
-    swap::forget(&live.meta.policy);
+    journal::forget(&live.meta.policy);
     Ok(())
 }
 

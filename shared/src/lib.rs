@@ -20,6 +20,7 @@ pub mod events;
 pub mod feed;
 pub mod history;
 pub mod holders;
+pub mod journal;
 pub mod kernel;
 pub mod kind;
 pub mod layout;

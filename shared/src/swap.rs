@@ -1,13 +1,10 @@
 //! From one policy to another on a live system.
 //!
 //! What a swap has to do differs from kind to kind and stands behind `Kind::swap`. What is the
-//! same stands here: the two sides, and the journal, a pinned map that says which swap is under
-//! way. It is written before anything is changed, so that whatever kills the command, `status`
-//! says so, the same command finishes it and `--abort` reverts it.
+//! same stands here: the two sides, and that the swap is written into the [`crate::journal`] before
+//! anything is changed, so that whatever kills the command, `status` says so, the same command
+//! finishes it and `--abort` reverts it.
 
-use std::path::PathBuf;
-
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -15,12 +12,13 @@ use crate::attach::{self, Loaded};
 use crate::catalog;
 use crate::error::{Error, Result};
 use crate::history;
+use crate::journal::{Journal, Record};
 use crate::kind::tcp_cc::scope::Scope;
 use crate::kind::{self, Kind};
 use crate::live::{self, Live};
 use crate::params::Assignment;
 use crate::tables::Tables;
-use crate::tree::{self, Tree};
+use crate::tree::Tree;
 
 /// What the user asked for.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
@@ -37,93 +35,6 @@ pub struct Options {
     /// schedulers: seconds for which the old one is put back when the new one is ejected.
     #[serde(default)]
     pub probation: Option<u64>,
-}
-
-/// A swap that is under way.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-pub struct Record {
-    /// What gives way: `kind/name` or `kernel/name`.
-    pub from: String,
-    /// What takes its place.
-    pub to: String,
-    /// The kind that does it.
-    pub kind: String,
-    /// As asked for when it began.
-    pub options: Options,
-    /// Whether it is being reverted.
-    pub aborting: bool,
-    /// Whether the swap attached `to`, and takes it off when it is reverted.
-    pub fresh: bool,
-    /// Objects (sockets) moved so far.
-    pub moved: u64,
-    /// Objects that the last look left.
-    pub left: u64,
-    /// What the kind wants to find again.
-    #[serde(default)]
-    pub extra: Value,
-}
-
-/// The record, where another process finds it.
-pub struct Journal {
-    /// What it says.
-    pub record: Record,
-    map: MapHandle,
-}
-
-/// Bytes of a record: room for the defaults of some thousand network namespaces.
-const ROOM: usize = 1 << 18;
-
-impl Journal {
-    fn path() -> PathBuf {
-        tree::undo("swap")
-    }
-
-    /// The swap that is under way.
-    pub fn open() -> Option<Self> {
-        let map = MapHandle::from_pinned_path(Self::path()).ok()?;
-        let bytes = map.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).ok()??;
-        let end = bytes.iter().position(|b| *b == 0)?;
-        let record = serde_json::from_slice(&bytes[..end]).ok()?;
-        Some(Self { record, map })
-    }
-
-    fn create(record: Record) -> Result<Self> {
-        let mut journal = Self { record, map: tree::record("polity_swap", ROOM)? };
-        // Written before it is pinned: what is found has always something to say.
-        journal.save()?;
-        tree::keep(&Self::path(), &mut journal.map)?;
-        Ok(journal)
-    }
-
-    /// Writes the record, at once for whoever looks.
-    ///
-    /// # Errors
-    /// More namespaces than it has room for.
-    pub fn save(&self) -> Result<()> {
-        let mut bytes = serde_json::to_vec(&self.record)?;
-        if bytes.len() >= ROOM {
-            return Err(Error::failed("the record of the swap has no room left").into());
-        }
-        bytes.resize(ROOM, 0);
-        Ok(self.map.update(&0u32.to_ne_bytes(), &bytes, MapFlags::ANY)?)
-    }
-
-    fn remove(&self) {
-        tree::forget(&Self::path());
-    }
-}
-
-/// Drops the record of a swap that one of its sides has left.
-pub fn forget(policy: &str) {
-    if let Some(journal) = Journal::open()
-        && [&journal.record.from, &journal.record.to].contains(&&policy.to_owned())
-    {
-        let Record { from, to, aborting, .. } = &journal.record;
-        if !aborting {
-            tracing::warn!("the swap from {from} to {to} ends unfinished");
-        }
-        journal.remove();
-    }
 }
 
 /// A swap at work.

@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 use super::print_json;
 use crate::cli::Json;
 use crate::error::Result;
+use crate::journal::{Journal, Record};
 use crate::kernel::Kernel;
 use crate::kind::Condition;
 use crate::live::{self, Live};
 use crate::supervise::control;
-use crate::swap::{Journal, Record};
 use crate::{crash, mend, out, render};
 
 /// Prints what is attached, and what is not as it should be (mending what can be mended).

@@ -15,11 +15,12 @@ use self::taker::{Taken, Taker};
 use super::{Kind, Options, Session, attach_programs, attach_struct_ops};
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
+use crate::journal::Journal;
 use crate::kernel::{Fact, Kernel};
 use crate::live::Live;
 use crate::object::{self, Opened};
 use crate::shape::Shape;
-use crate::swap::{Journal, Report, Swap};
+use crate::swap::{Report, Swap};
 
 pub mod algorithm;
 pub mod default;

@@ -21,9 +21,10 @@ use super::taker::Taken;
 use super::ways::{Ways, attached};
 use super::{name_of, upgrade};
 use crate::error::{Error, Result};
+use crate::journal::Record;
 use crate::kind;
 use crate::live::Live;
-use crate::swap::{Record, Report, Swap, is_kernel};
+use crate::swap::{Report, Swap, is_kernel};
 use crate::{sys, tree};
 
 /// How long to wait for sockets that are closing, or whose handshake is not over.

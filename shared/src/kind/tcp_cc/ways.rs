@@ -8,8 +8,9 @@ use super::default;
 use super::scope::Scope;
 use super::taker::{self, Taken};
 use crate::error::{Error, Result};
+use crate::journal::Record;
 use crate::live::{self, Live};
-use crate::swap::{Record, is_kernel};
+use crate::swap::is_kernel;
 use crate::tree;
 
 /// The policy, where it is attached.
