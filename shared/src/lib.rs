@@ -30,6 +30,7 @@ pub mod mend;
 pub mod metrics;
 pub mod object;
 pub mod out;
+pub mod pairs;
 pub mod params;
 pub mod recipe;
 pub mod render;

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::kind::Options;
 use crate::live::Live;
 use crate::params::Assignment;
+use crate::tables::Tables;
 
 /// Where a policy came from, and its parameters.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -17,6 +18,8 @@ pub struct Recipe {
     pub policy: String,
     /// Every parameter with its value.
     pub params: Map<String, Value>,
+    /// The rows of its tables.
+    pub tables: Option<Tables>,
 }
 
 impl Recipe {
@@ -26,10 +29,11 @@ impl Recipe {
             origin if origin.starts_with('/') => origin,
             _ => &live.meta.policy,
         };
-        Self { policy: policy.to_owned(), params: live.params(&live.shape()) }
+        let (params, tables) = (live.params(&live.shape()), Tables::of(live));
+        Self { policy: policy.to_owned(), params, tables }
     }
 
-    /// Loads the policy, ready to be attached.
+    /// Loads the policy, ready to be attached; `options` are all but its tables.
     ///
     /// # Errors
     /// Its folder is gone, or what the kernel says.
@@ -39,6 +43,7 @@ impl Recipe {
             Some(Assignment { key: key.clone(), value })
         };
         let params: Vec<_> = self.params.iter().filter_map(assignment).collect();
-        attach::load(catalog::find(&self.policy)?, &params, options)
+        let options = Options { tables: self.tables.clone(), ..options.clone() };
+        attach::load(catalog::find(&self.policy)?, &params, &options)
     }
 }

@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 use toml::{Spanned, Value};
 
@@ -34,16 +34,17 @@ use crate::params::encode;
 type Row = BTreeMap<Spanned<String>, Spanned<Value>>;
 type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 enum Rows {
     /// As the user wrote them.
+    #[serde(skip)]
     Written(Vec<Spanned<Row>>),
     /// As they are in the map of an attached policy: so many rows.
-    Copied(usize, Entries),
+    Copied(usize, #[serde(with = "crate::pairs")] Entries),
 }
 
-/// The rows for one policy, by table.
-#[derive(Debug, Clone, Default)]
+/// The rows for one policy, by table. Those of an attached policy can be kept.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 pub struct Tables {
     file: PathBuf,
     text: String,

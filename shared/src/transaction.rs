@@ -11,7 +11,6 @@ use crate::live::{self, Live};
 use crate::params::Assignment;
 use crate::recipe::Recipe;
 use crate::shape::Shape;
-use crate::tables::Tables;
 use crate::tree::Tree;
 
 /// A step that can be taken back.
@@ -48,7 +47,7 @@ impl Attach {
 
     /// The same as is attached now, to bring it back.
     fn again(live: &Live) -> Result<Self> {
-        let options = Options { tables: Tables::of(live), ..live.kind()?.options(live) };
+        let options = live.kind()?.options(live);
         let loaded = Some(Recipe::of(live).load(&options)?);
         Ok(Self { id: live.meta.policy.clone(), loaded, options, attached: None })
     }

@@ -164,11 +164,10 @@ impl Kind for Schedulers {
     }
 
     fn swap_options(&self, options: &SwapOptions) -> Result<()> {
-        if options.migrate || options.include_chosen || options.no_ecn_to.is_some() {
-            return Err(Error::config(
-                "--migrate, --include-chosen and --no-ecn-to are for tcp-cc",
-            )
-            .into());
+        let sockets = options.migrate || options.include_chosen || options.no_ecn_to.is_some();
+        if sockets || options.scope.is_some() {
+            let what = "--migrate, --include-chosen, --no-ecn-to and the scope are for tcp-cc";
+            return Err(Error::config(what).into());
         }
         Ok(())
     }

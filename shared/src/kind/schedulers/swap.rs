@@ -131,17 +131,21 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
     }
     let twin = progress.twin(swap)?;
     let mut report = Report { retired: true, ..Report::default() };
+    let mut said = format!("swapped {} for {to}", swap.journal.record.from);
     let result = match new {
-        // The one before us was killed within the probation.
+        // The one before us was killed within the probation, and the gap with it.
         Some(_) => Ok(()),
-        None => exchange(swap, old).map(|gap_us| report.gap_us = gap_us),
+        None => exchange(swap, old).map(|gap_us| {
+            said.push_str(&format!("; no task waited longer than {gap_us} us"));
+            report.gap_us = gap_us;
+        }),
     };
     if let Err(e) = result.and_then(|()| probation(swap, &progress)) {
         progress.restore(swap, twin)?;
         return Err(e);
     }
     swap.forget();
-    report.said = Some(said(swap, &report));
+    report.said = Some(said);
     Ok(report)
 }
 
@@ -198,14 +202,6 @@ fn probation(swap: &Swap<'_>, progress: &Progress) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-fn said(swap: &Swap<'_>, report: &Report) -> String {
-    let record = &swap.journal.record;
-    format!(
-        "swapped {} for {}; no task waited longer than {} us",
-        record.from, record.to, report.gap_us
-    )
 }
 
 /// Takes back what a swap has done so far.
