@@ -46,7 +46,7 @@ fn show(
     feed: &mut Feed,
     stop: &Receiver<signals::Signal>,
 ) -> Result<()> {
-    let (send, keys) = bounded(64);
+    let (send, pressed) = bounded(64);
     std::thread::spawn(move || {
         while let Ok(event) = event::read() {
             if send.send(event).is_err() {
@@ -60,11 +60,14 @@ fn show(
         let events = feed.receiver().clone();
         select! {
             recv(stop) -> _ => return Ok(()),
-            recv(keys) -> key => match key {
-                Ok(Event::Key(key)) if !keys::press(model, key) => return Ok(()),
-                Ok(_) => {}
+            recv(pressed) -> key => {
                 // The terminal went away.
-                Err(_) => return Ok(()),
+                let Ok(key) = key else { return Ok(()) };
+                for event in std::iter::once(key).chain(pressed.try_iter()) {
+                    if let Event::Key(key) = event && !keys::press(model, key) {
+                        return Ok(());
+                    }
+                }
             },
             recv(events) -> event => {
                 // All that came, for a picture costs more than an event.

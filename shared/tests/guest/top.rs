@@ -52,7 +52,7 @@ impl Terminal {
         let start = Instant::now();
         let mut screen = self.screen();
         while !screen.iter().any(|l| l.contains(what)) {
-            assert!(start.elapsed() < Duration::from_secs(30), "no {what:?} in {screen:#?}");
+            assert!(start.elapsed() < Duration::from_secs(60), "no {what:?} in {screen:#?}");
             std::thread::sleep(Duration::from_millis(200));
             screen = self.screen();
         }
@@ -155,11 +155,6 @@ fn in_tmux() {
     let checks = screen.iter().find(|l| l.starts_with("checks ")).unwrap();
     assert!(checks.contains('█') || checks.contains('▇'), "a graph: {screen:#?}");
     assert!(terminal.colours());
-    terminal.press("f");
-    terminal.press("den");
-    terminal.press("Enter");
-    let screen = terminal.shows("with `den`");
-    assert!(!screen.iter().any(|l| l.starts_with("checks ")), "{screen:#?}");
     drop(terminal);
     drop(load);
     polity(&["detach", "--all"]).ok();
