@@ -69,6 +69,7 @@ fn all() -> Vec<Trial> {
     // First, for the loads of other tests leave listeners behind, which would be moved too.
     trials.extend(swap::trials());
     trials.extend(scope::trials());
+    trials.extend(supervised::trials());
     trials.extend(inspect::trials());
     trials.extend(catalog::trials());
     trials.extend(set::trials());
@@ -85,7 +86,6 @@ fn all() -> Vec<Trial> {
     trials.extend(file_revoke::trials());
     trials.extend(apply::trials());
     trials.extend(watching::trials());
-    trials.extend(supervised::trials());
     trials.extend(top::trials());
     trials.extend(qdisc::trials());
     trials.extend(foreign::trials());
