@@ -68,8 +68,11 @@ pub fn run(args: &Run) -> Result<()> {
             Ok(End::Ejected(why)) => {
                 kind.settle(&now.live);
                 let report = crash::keep(&now.live, &why);
+                // Before anything takes over: when the link of a dead scheduler goes, Linux 6.18
+                // takes off whichever one runs by then.
+                let cleared = now.detach_in(&tree);
                 attached = keeper.take_over(&tree, &name, &why);
-                now.detach_in(&tree)?;
+                cleared?;
                 if attached.is_none() {
                     let what = format!("the kernel ejected {name}: {why}");
                     ended = Err(Error::ejected(what).hint(crash::pointer(report)).into());

@@ -269,7 +269,8 @@ impl Supervisor {
 }
 
 impl Kept {
-    /// Attaches what takes over, then clears away what was ejected.
+    /// Clears away what was ejected and attaches what takes over. In this order: when the link of
+    /// a dead scheduler goes, Linux 6.18 takes off whichever one runs by then.
     fn replace(&mut self) -> Result<()> {
         let tree = Tree::lock()?;
         // Taken off by somebody, a scheduler has an exit record too: what counts is whether it
@@ -285,8 +286,8 @@ impl Kept {
         };
         kind.settle(&live);
         crash::keep(&live, &why);
-        let attached = self.keeper.take_over(&tree, &live.meta.policy, &why);
         let cleared = attach::detach(&live, &tree);
+        let attached = self.keeper.take_over(&tree, &live.meta.policy, &why);
         self.found(attached)?;
         cleared
     }

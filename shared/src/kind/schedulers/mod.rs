@@ -228,6 +228,7 @@ impl Session for Scheduler {
     }
 
     fn ready(&mut self) -> Result<()> {
+        bury()?;
         let Some(name) = running().filter(|_| state().as_deref() != Some("disabled")) else {
             return Ok(());
         };
@@ -266,6 +267,20 @@ impl Session for Scheduler {
             .hint(crash::pointer(crash.keep()))
             .into())
     }
+}
+
+/// Removes the pins of schedulers that the kernel has ejected. They do nothing, but when the link of
+/// a dead scheduler goes, Linux 6.18 takes off whichever one runs by then.
+fn bury() -> Result<()> {
+    for live in live::all()?.iter().filter(|l| l.meta.manifest.policy.kind == "schedulers") {
+        if let (Condition::Ejected(why), Some(folder)) = (Schedulers.condition(live), &live.folder) {
+            crash::keep(live, &why);
+            tracing::warn!("{} had been ejected by the kernel; its pins go", live.meta.policy);
+            crate::tree::unpin(folder, None);
+            Schedulers.settle(live);
+        }
+    }
+    Ok(())
 }
 
 /// Takes the running scheduler off to make room, when it is ours to take.
