@@ -43,16 +43,17 @@ impl Load {
     pub fn tcp(algorithm: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        // Ends with the process.
-        spawn(move || {
-            for stream in listener.incoming().flatten() {
-                spawn(move || {
-                    let mut stream = stream;
-                    let mut buffer = vec![0; 1 << 16];
-                    while matches!(stream.read(&mut buffer), Ok(1..)) {}
-                });
-            }
-        });
+        // Closed with the load: one that a later test finds would be moved with the others.
+        listener.set_nonblocking(true).unwrap();
+        let accept = move || {
+            let Ok((mut stream, _)) = listener.accept() else {
+                return std::thread::sleep(Duration::from_millis(2));
+            };
+            spawn(move || {
+                let mut buffer = vec![0; 1 << 16];
+                while matches!(stream.read(&mut buffer), Ok(1..)) {}
+            });
+        };
         let algorithm = algorithm.to_owned();
         let send = move || {
             let Ok(mut stream) = TcpStream::connect(address) else { return };
@@ -63,7 +64,7 @@ impl Load {
             while start.elapsed() < Duration::from_millis(300) && stream.write_all(&chunk).is_ok() {
             }
         };
-        Self::start(vec![Box::new(send)])
+        Self::start(vec![Box::new(send), Box::new(accept)])
     }
 
     /// More busy threads than CPUs, and processes that come and go.
