@@ -28,8 +28,8 @@ pub fn trials() -> Vec<Trial> {
     let runs = |name: &str| match name {
         _ if !has_lsm() => false,
         // strace counts the calls of each thread, so only the whole campaign meets them all.
-        "a_step_fails" => full(),
-        "killed" | "reload_under_fire" => campaigns(),
+        "a_step_fails" | "killed" => full(),
+        "reload_under_fire" => campaigns(),
         _ => true,
     };
     tests.map(|(name, t)| trial(format!("apply::{name}"), t).with_ignored_flag(!runs(name))).into()

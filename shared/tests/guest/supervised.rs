@@ -20,7 +20,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         sched_ext_trial("supervised::fallback", fallback),
         sched_ext_trial("supervised::run_falls_back", run_falls_back),
-        trial("supervised::guards", guards),
+        trial("supervised::guards", guards).with_ignored_flag(!campaigns()),
         trial("supervised::run_is_guarded", run_is_guarded).with_ignored_flag(!campaigns()),
         trial("supervised::reloads_and_strangers", reloads_and_strangers),
     ]

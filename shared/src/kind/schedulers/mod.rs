@@ -273,7 +273,8 @@ impl Session for Scheduler {
 /// a dead scheduler goes, Linux 6.18 takes off whichever one runs by then.
 fn bury() -> Result<()> {
     for live in live::all()?.iter().filter(|l| l.meta.manifest.policy.kind == "schedulers") {
-        if let (Condition::Ejected(why), Some(folder)) = (Schedulers.condition(live), &live.folder) {
+        if let (Condition::Ejected(why), Some(folder)) = (Schedulers.condition(live), &live.folder)
+        {
             crash::keep(live, &why);
             tracing::warn!("{} had been ejected by the kernel; its pins go", live.meta.policy);
             crate::tree::unpin(folder, None);
