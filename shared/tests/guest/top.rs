@@ -126,7 +126,9 @@ fn in_tmux() {
         "{screen:#?}"
     );
     assert!(screen[23].starts_with("q quit"), "{screen:#?}");
-    let screen = terminal.shows("lsm/fs-deny denied");
+    terminal.shows("lsm/fs-deny denied");
+    // Rates come with the second look at the numbers.
+    let screen = terminal.shows("/s ");
     let denied = screen.iter().find(|l| l.starts_with("denied ")).expect("its statistics");
     assert!(denied.contains("/s"), "{screen:#?}");
     assert!(screen.iter().any(|l| l.contains("path=/tmp/guarded") || l.contains("guarded")));
