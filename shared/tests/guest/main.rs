@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod apply;
+mod campaign;
 mod catalog;
 mod ejected;
 mod file_rules;
@@ -58,6 +59,7 @@ fn all() -> Vec<Trial> {
     let mut trials = Vec::new();
     // First, for the loads of other tests leave listeners behind, which would be moved too.
     trials.extend(swap::trials());
+    trials.extend(campaign::trials());
     trials.extend(scope::trials());
     trials.extend(inspect::trials());
     trials.extend(catalog::trials());
