@@ -6,14 +6,13 @@ use serde_json::{Value, json};
 use crate::polity::{polity, sh, status};
 use crate::snapshot::{Namespaces, algorithms, default, default_in};
 use crate::sockets::{INIT, Pairs, Traffic, ecn};
-use crate::trial::{campaigns, eventually, full, trial};
+use crate::trial::{campaigns, eventually, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
     let long = |test: Trial| test.with_ignored_flag(!campaigns());
     vec![
         long(trial("swap::there_and_back_under_traffic", there_and_back)),
-        trial("swap::many_sockets", many),
         trial("swap::who_may_not_move_is_left_and_named", left),
         trial("swap::the_old_one_stays_while_it_is_needed", retires_later),
         long(trial("swap::an_upgrade_reaches_everybody", upgrade)),
@@ -117,23 +116,6 @@ fn there_and_back() {
             std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", name).unwrap();
         });
     }
-    drop((pairs, world));
-}
-
-/// 10,000 sockets with POLITY_FULL, else 300.
-fn many() {
-    let world = World::new();
-    let each = if full() { [1667, 1667, 1666] } else { [50; 3] };
-    let sockets = each.iter().sum::<usize>() * 2;
-    polity(&["attach", "tcp-cc/cubic", "--default"]).ok();
-    let pairs: Vec<_> = EVERYWHERE.iter().zip(each).map(|(ns, n)| Pairs::open(ns, n)).collect();
-    let report = swap(&["tcp-cc/cubic", "tcp-cc/dctcp", "--migrate"]);
-    counts(&report, sockets, 0, 3);
-    eprintln!("{sockets} sockets in {} us", report["took_us"]);
-    pairs.iter().for_each(|p| p.run("bpf_dctcp"));
-    let detail = status("tcp-cc/dctcp").unwrap()["detail"].clone();
-    assert_eq!(detail["sockets"], sockets + 3, "{detail}");
-    polity(&["detach", "tcp-cc/dctcp"]).ok();
     drop((pairs, world));
 }
 
