@@ -48,11 +48,15 @@ static __always_inline void fill_id(struct bpf_iter__tcp *ctx, struct tcp_sock *
 static __always_inline bool in_cgroup(const struct sock *sk)
 {
 	struct cgroup *cgrp = sk->sk_cgrp_data.cgroup;
-	u32 level = conf.scope.cgroup_level;
+	int level;
 
-	if (!cgrp || cgrp->level < level)
+	if (!cgrp)
 		return false;
-	return BPF_CORE_READ(cgrp, ancestors[level], kn, id) == conf.scope.cgroup;
+	/* How deep it is, a host in a cgroup namespace of its own can't tell. */
+	bpf_for(level, 0, cgrp->level + 1)
+		if (BPF_CORE_READ(cgrp, ancestors[level], kn, id) == conf.scope.cgroup)
+			return true;
+	return false;
 }
 
 /* Listeners have no peer: a prefix or a percentage of connections says nothing of them. */

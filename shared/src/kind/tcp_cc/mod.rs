@@ -36,6 +36,7 @@ pub mod upgrade;
 pub mod ways;
 
 const OPS: &str = "tcp_congestion_ops";
+
 /// The kind.
 pub struct TcpCc;
 
@@ -363,7 +364,7 @@ impl Session for Registration {
 /// Makes `name` the default as its record says, from wherever that was interrupted.
 fn complete(name: &str, undo: &Undo, scope: Option<&Scope>) -> Result<()> {
     let Some(pending) = undo.pending() else { return Ok(()) };
-    let ns = scope.map_or(Ok(None), Scope::namespace)?;
+    let ns = Scope::namespace_of(scope)?;
     if scope.is_none_or(Scope::is_namespace) {
         default::take_over(name, &pending.from, undo, ns.as_ref())?;
     }

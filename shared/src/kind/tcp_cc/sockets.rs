@@ -2,11 +2,12 @@
 //! (`src/bpf/tcp_iter.bpf.c`).
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::Read;
 use std::os::fd::AsFd;
 
 use libbpf_rs::btf::BtfKind;
-use libbpf_rs::{MapCore, Object, ObjectBuilder};
+use libbpf_rs::{MapCore, Object};
 
 use super::algorithm::Algorithm;
 use super::globals::Globals;
@@ -17,7 +18,7 @@ use super::{default, marks};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::swap::{Left, Sockets};
-use crate::{log, sys};
+use crate::sys;
 
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tcp_iter.bpf.o"));
 
@@ -76,16 +77,7 @@ impl Iterators {
     /// # Errors
     /// A kernel without the TCP iterator.
     pub fn load() -> Result<Self> {
-        let said = log::capture();
-        let fail = |e: libbpf_rs::Error| {
-            Error::failed(format!("can't load the TCP iterator: {e:#}{}", said.tail()))
-        };
-        let mut open = ObjectBuilder::default()
-            .name("polity_tcp")
-            .and_then(|b| b.open_memory(OBJECT))
-            .map_err(fail)?;
-        marks::share(&mut open).map_err(fail)?;
-        let object = open.load().map_err(fail)?;
+        let object = marks::load("polity_tcp", OBJECT, "the TCP iterator")?;
         let lost = || Error::failed("the TCP iterator lost its BTF");
         let btf = object.btf()?.ok_or_else(lost)?;
         let record = |name: &str| {
@@ -304,14 +296,18 @@ pub fn evacuate(algorithm: &str) -> Result<()> {
     let mut found: BTreeMap<String, Algorithm> = BTreeMap::new();
     for ns in netns::all() {
         let Ok(to) = ns.enter(default::current) else { continue };
-        if !found.contains_key(&to) {
-            found.insert(to.clone(), Algorithm::find(&to, &iterators)?);
-        }
+        let to = match found.entry(to) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let new = Algorithm::find(place.key(), &iterators)?;
+                place.insert(new)
+            }
+        };
         let report = iterators.migrate(&Move {
             from: algorithm,
-            to: &to,
+            to: &to.name,
             no_ecn_to: "reno",
-            flags: INCLUDE_CHOSEN | found.get(&to).map_or(0, Algorithm::needs_ecn),
+            flags: INCLUDE_CHOSEN | to.needs_ecn(),
             netns: Some(ns.inode),
             ..Move::default()
         })?;

@@ -93,7 +93,7 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         flags |= INCLUDE_CHOSEN;
     }
     let no_ecn_to = no_ecn.as_ref().map_or("", |a| a.name.as_str());
-    let only = asked.map_or(Ok(None), Scope::namespace)?.map(|ns| ns.inode);
+    let only = Scope::namespace_of(asked)?.map(|ns| ns.inode);
     let filter = asked.map_or(Ok(Filter::default()), Scope::resolve)?;
     let what = Move { from: &from, to: &to, no_ecn_to, flags, netns: only, filter };
     let undo = Undos::of(&record)?;
@@ -111,14 +111,12 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         ns.enter(|| default::set(&to)).map(|()| true)
     })?;
     let mut report = work.report;
-    if asked.is_none() {
-        ways.widen(&record.to, is_default)?;
-    }
-    // In part of its connections only: it stays for the others.
     if asked.is_some() {
+        // In part of its connections only: it stays for the others.
         swap.forget();
         return Ok(report);
     }
+    ways.widen(&record.to, is_default)?;
     if !is_kernel(&record.from) {
         retire(&record.from)?;
         let old = swap.old()?;

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::query::{LinkInfo, LinkTypeInfo};
-use libbpf_rs::{Link, Object, ObjectBuilder};
+use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
 
 use super::globals::Globals;
@@ -13,7 +13,7 @@ use super::scope::Scope;
 use super::sockets::NEEDS_ECN;
 use crate::error::{Error, Result};
 use crate::live::Live;
-use crate::{log, sys};
+use crate::sys;
 
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tcp_scope.bpf.o"));
 
@@ -37,16 +37,7 @@ impl Taker {
     /// A scope that can't be found; a kernel without cgroup programs.
     pub fn load(scope: &Scope, algorithm: &str, needs_ecn: bool) -> Result<Self> {
         let filter = scope.resolve()?;
-        let said = log::capture();
-        let fail = |e: libbpf_rs::Error| {
-            Error::failed(format!("can't load the program for new connections: {e}{}", said.tail()))
-        };
-        let mut open = ObjectBuilder::default()
-            .name("polity_scope")
-            .and_then(|b| b.open_memory(OBJECT))
-            .map_err(fail)?;
-        marks::share(&mut open).map_err(fail)?;
-        let object = open.load().map_err(fail)?;
+        let object = marks::load("polity_scope", OBJECT, "the program for new connections")?;
         let conf = Globals::of_object(&object)?;
         conf.configure(&filter.fields())?;
         let flags = if needs_ecn { NEEDS_ECN } else { 0 };
@@ -64,7 +55,7 @@ impl Taker {
         let Some(program) = self.object.progs_mut().next() else {
             return Err(Error::failed("there is no program for new connections").into());
         };
-        program.attach_cgroup(cgroup.file.as_raw_fd()).map_err(|e| {
+        program.attach_cgroup(cgroup.as_raw_fd()).map_err(|e| {
             Error::failed(format!("can't attach the program for new connections: {e}")).into()
         })
     }
