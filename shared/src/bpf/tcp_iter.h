@@ -74,7 +74,13 @@ struct polity_tcp_id {
 	u8 remote[16];
 };
 
-/* Written by polity_tcp_move: one for each socket that runs "from". */
+/* The global "passed": what polity_tcp_move has moved. */
+struct polity_tcp_passed {
+	u64 moved;
+	u64 listeners;
+};
+
+/* Written by polity_tcp_move: one for each socket that runs "from" and was left. */
 struct polity_tcp_moved {
 	struct polity_tcp_id id;
 	char from[POLITY_CA_NAME];

@@ -15,7 +15,7 @@ use self::taker::{Taken, Taker};
 use super::{Kind, Options, Session, attach_programs, attach_struct_ops};
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
-use crate::journal::Journal;
+use crate::journal::{Journal, Record};
 use crate::kernel::{Fact, Kernel};
 use crate::live::Live;
 use crate::object::{self, Opened};
@@ -25,6 +25,7 @@ use crate::swap::{Report, Swap};
 pub mod algorithm;
 pub mod default;
 pub mod globals;
+pub mod late;
 pub mod marks;
 pub mod netns;
 pub mod scope;
@@ -132,6 +133,11 @@ impl Kind for TcpCc {
         let sockets = sockets::count(&name).ok();
         let mut detail = json!({"algorithm": name, "default": own, "default_in": namespaces,
             "sockets": sockets});
+        let late = late::all().into_iter().filter(|(_, to)| *to == name).map(|(from, _)| from);
+        let late: Vec<String> = late.collect();
+        if !late.is_empty() {
+            detail["late_from"] = json!(late);
+        }
         if let Some(scope) = Scope::of(&live.meta) {
             detail["scope"] = json!(scope);
         }
@@ -186,6 +192,7 @@ impl Kind for TcpCc {
     fn restore(&self, policy: &str) -> Result<()> {
         let name = algorithm(policy);
         let undo = Undo::open(&name);
+        late::forget(|from, to| from == name || to == name);
         default::restore(&name, undo.as_ref())?;
         sockets::evacuate(&name)?;
         swap::unretire(policy);
@@ -206,6 +213,10 @@ impl Kind for TcpCc {
                 .into());
         }
         Algorithm::find(name, &Iterators::load()?).map(|_| ())
+    }
+
+    fn check_swap(&self, record: &Record) -> Result<()> {
+        swap::check(record)
     }
 
     fn swap(&self, swap: &mut Swap<'_>) -> Result<Report> {
@@ -232,6 +243,8 @@ impl Kind for TcpCc {
             marks::forget();
         }
         let available = default::available();
+        let gone = |name: &str| !available.iter().any(|a| a == name);
+        late::forget(|from, to| gone(from) || gone(to));
         for name in default::ghosts(&available) {
             let policy = format!("tcp-cc/{}", name.trim_start_matches("bpf_"));
             let what = match self.restore(&policy) {

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 
 use libbpf_rs::btf::BtfKind;
 use libbpf_rs::{MapCore, Object};
+use serde_json::Value;
 
 use super::algorithm::Algorithm;
 use super::globals::Globals;
@@ -189,13 +190,23 @@ impl Iterators {
             ("flags", &what.flags.to_ne_bytes()[..]),
         ])?;
         let mut report = Report::default();
+        let before = self.passed()?;
         for ns in netns::all().into_iter().filter(|ns| what.netns.is_none_or(|n| n == ns.inode)) {
             let bytes = self.walk("polity_tcp_move", &ns)?;
             for record in bytes.chunks_exact(self.moved.size()) {
-                report.add(&ns.name, &self.moved, record);
+                report.add(&ns.name, &self.moved.json(record));
             }
         }
+        let [moved, listeners] = self.passed()?;
+        report.sockets.moved = moved - before[0];
+        report.sockets.listeners = listeners - before[1];
         Ok(report)
+    }
+
+    /// Sockets and listeners that these programs have moved so far.
+    fn passed(&self) -> Result<[u64; 2]> {
+        let passed = self.conf.read("passed")?;
+        Ok(["moved", "listeners"].map(|part| passed[part].as_u64().unwrap_or_default()))
     }
 
     /// Every socket that runs `algorithm`, as the iterator's record.
@@ -236,25 +247,9 @@ pub fn fresh_id() -> u32 {
 }
 
 impl Report {
-    fn add(&mut self, netns: &str, layout: &Layout, record: &[u8]) {
-        const TCP_LISTEN: i128 = 10;
-        let number = |name: &str, layout: &Layout, record: &[u8]| {
-            let member = layout.members().iter().find(|m| m.name == name)?;
-            member.layout.number(record.get(member.offset..)?)
-        };
-        let id = layout.members().iter().find(|m| m.name == "id");
-        let state = id.and_then(|id| number("state", &id.layout, record.get(id.offset..)?));
-        // Ten thousand sockets that moved need no text.
-        if number("result", layout, record) == Some(0) {
-            match state == Some(TCP_LISTEN) {
-                true => self.sockets.listeners += 1,
-                false => self.sockets.moved += 1,
-            }
-            return;
-        }
-        let record = layout.json(record);
+    /// Takes in `struct polity_tcp_moved`, of a socket that was left.
+    fn add(&mut self, netns: &str, record: &Value) {
         let why = match record["result"].as_str().unwrap_or_default() {
-            "POLITY_TCP_ALREADY" => return,
             "POLITY_TCP_PINNED" => "locked",
             "POLITY_TCP_CHOSEN" => "chosen",
             "POLITY_TCP_NO_ECN" => "no-ecn",
@@ -270,7 +265,7 @@ impl Report {
             Some(e) => format!("failed: {}", std::io::Error::from_raw_os_error(-e as i32)),
             None => why.to_owned(),
         };
-        let (local, remote) = ends(&record);
+        let (local, remote) = ends(record);
         self.left.push(Left { netns: netns.to_owned(), local, remote, why });
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::globals::Globals;
 use super::marks;
 use super::scope::Scope;
-use super::sockets::NEEDS_ECN;
+use super::sockets::{INCLUDE_CHOSEN, Move, NEEDS_ECN};
 use crate::error::{Error, Result};
 use crate::live::Live;
 use crate::sys;
@@ -43,6 +43,21 @@ impl Taker {
         let flags = if needs_ecn { NEEDS_ECN } else { 0 };
         conf.configure(&[("to", algorithm.as_bytes()), ("flags", &flags.to_ne_bytes()[..])])?;
         Ok(Self { object, conf })
+    }
+
+    /// Has it take only sockets that run `what.from`, and those when they listen, too; the swap
+    /// `id` moves them.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn only(&self, what: &Move<'_>, id: u32) -> Result<()> {
+        let flags = what.flags & (NEEDS_ECN | INCLUDE_CHOSEN);
+        self.conf.configure(&[
+            ("from", what.from.as_bytes()),
+            ("no_ecn_to", what.no_ecn_to.as_bytes()),
+            ("epoch", &(u64::from(id) << 32).to_ne_bytes()[..]),
+            ("flags", &flags.to_ne_bytes()[..]),
+        ])
     }
 
     /// Attaches it to the scope's cgroup.
