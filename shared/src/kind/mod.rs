@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
-use crate::kernel::{Fact, Kernel};
 use crate::journal::Record;
+use crate::kernel::{Fact, Kernel};
 use crate::layout::Layout;
 use crate::live::Live;
 use crate::object::{self, Opened};
