@@ -122,11 +122,11 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         undo.hand_on(ns)?;
         ns.enter(|| default::set(&to)).map(|()| true)
     };
-    work.passes(&what, &change)?;
+    work.passes(&what, change)?;
     if ways.defaults() && !is_drained(&record, &work.report)? {
         match late::begin(&what, asked.unwrap_or(&Scope::default()), work.progress.id) {
             // One may have connected meanwhile.
-            Ok(()) => work.passes(&what, &change)?,
+            Ok(()) => work.passes(&what, change)?,
             Err(e) => tracing::warn!("sockets that are not connected yet keep {from}: {e:#}"),
         }
     }
