@@ -150,7 +150,11 @@ pub fn run(
             }
             there
         }
-        None => Journal::create(Record { fresh: loaded.is_some(), ..record })?,
+        None => {
+            let record = Record { fresh: loaded.is_some(), ..record };
+            kind.check_swap(&record)?;
+            Journal::create(record)?
+        }
     };
     let mut swap = Swap { journal, loaded, tree: &tree };
     match kind.swap(&mut swap) {

@@ -50,14 +50,16 @@ static __always_inline void read_algorithm(const struct tcp_sock *tp, char *name
 }
 
 /* setsockopt(TCP_CONGESTION) by the application, not by us. */
-static __always_inline bool was_chosen(struct tcp_sock *tp)
+static __always_inline bool is_choice(struct tcp_sock *tp, const struct polity_tcp_mark *mark)
 {
-	struct polity_tcp_mark *mark;
-
 	if (!BPF_CORE_READ_BITFIELD(&tp->inet_conn, icsk_ca_setsockopt))
 		return false;
-	mark = bpf_sk_storage_get(&moved, tp, 0, 0);
 	return !mark || mark->ops != (u64)tp->inet_conn.icsk_ca_ops;
+}
+
+static __always_inline bool was_chosen(struct tcp_sock *tp)
+{
+	return is_choice(tp, bpf_sk_storage_get(&moved, tp, 0, 0));
 }
 
 /* What a scope asks of a connection. */

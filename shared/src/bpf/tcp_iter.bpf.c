@@ -15,6 +15,8 @@ char _license[] SEC("license") = "GPL";
 struct polity_tcp_moved *polity_moved_record;
 struct polity_tcp_socket *polity_socket_record;
 
+struct polity_tcp_passed passed;
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 256);
@@ -48,112 +50,114 @@ static __always_inline void fill_id(struct bpf_iter__tcp *ctx, struct tcp_sock *
 static __always_inline bool in_cgroup(const struct sock *sk)
 {
 	struct cgroup *cgrp = sk->sk_cgrp_data.cgroup;
-	u32 level = conf.scope.cgroup_level;
+	int level;
 
-	if (!cgrp || cgrp->level < level)
+	if (!cgrp)
 		return false;
-	return BPF_CORE_READ(cgrp, ancestors[level], kn, id) == conf.scope.cgroup;
+	/* How deep it is, a host in a cgroup namespace of its own can't tell. */
+	bpf_for(level, 0, cgrp->level + 1)
+		if (BPF_CORE_READ(cgrp, ancestors[level], kn, id) == conf.scope.cgroup)
+			return true;
+	return false;
 }
 
 /* Listeners have no peer: a prefix or a percentage of connections says nothing of them. */
-static __always_inline bool in_scope(struct tcp_sock *tp, const struct polity_tcp_id *id)
+static __always_inline bool in_scope(struct tcp_sock *tp)
 {
-	bool listener = id->state == TCP_LISTEN;
+	const struct sock_common *skc = &((struct sock *)tp)->__sk_common;
 	struct polity_tcp_peer peer = {
-		.family = id->family,
-		.local_port = id->local_port,
-		.remote_port = id->remote_port,
+		.family = skc->skc_family,
+		.local_port = skc->skc_num,
+		.remote_port = bpf_ntohs(skc->skc_dport),
 	};
 
 	if (!has_port(&peer))
 		return false;
 	if (conf.scope.cgroup && !in_cgroup((const struct sock *)tp))
 		return false;
-	if (listener)
+	if (skc->skc_state == TCP_LISTEN)
 		return !conf.scope.family && !conf.scope.percent;
-	__builtin_memcpy(peer.addr, id->remote, sizeof(peer.addr));
-	fold_mapped(&peer);
-	return (!conf.scope.family || in_prefix(&peer)) && in_sample(id->cookie);
+	if (conf.scope.family) {
+		if (peer.family == AF_INET6)
+			BPF_CORE_READ_INTO(&peer.addr, skc, skc_v6_daddr);
+		else
+			peer.addr[0] = skc->skc_daddr;
+		fold_mapped(&peer);
+		if (!in_prefix(&peer))
+			return false;
+	}
+	return !conf.scope.percent || in_sample(bpf_get_socket_cookie(tp));
 }
 
-/* Sets the algorithm that rec->to names and marks the socket as moved by us. */
-static __always_inline void set_algorithm(struct tcp_sock *tp, struct polity_tcp_moved *rec)
+/* Sets the algorithm and marks the socket as moved by us. */
+static __always_inline enum polity_tcp_result
+set_algorithm(struct tcp_sock *tp, struct polity_tcp_mark *mark, char *to, s32 *error)
 {
-	u64 before_ops = (u64)tp->inet_conn.icsk_ca_ops;
-	bool keep = conf.flags & POLITY_TCP_KEEP_CHOSEN && was_chosen(tp);
-	struct polity_tcp_mark *mark;
-	u64 old_ops;
+	u64 ops = (u64)tp->inet_conn.icsk_ca_ops;
+	bool keep = conf.flags & POLITY_TCP_KEEP_CHOSEN && is_choice(tp, mark);
+	bool fresh = !mark;
 	long err;
 
 	/* Mark first: a socket that can't be marked would count as chosen ever after. */
-	mark = bpf_sk_storage_get(&moved, tp, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (fresh)
+		mark = bpf_sk_storage_get(&moved, tp, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!mark) {
-		rec->result = POLITY_TCP_FAILED;
-		rec->error = -ENOMEM;
-		return;
+		*error = -ENOMEM;
+		return POLITY_TCP_FAILED;
 	}
-	old_ops = mark->ops;
-	err = bpf_setsockopt(tp, SOL_TCP, TCP_CONGESTION, rec->to, POLITY_CA_NAME);
+	err = bpf_setsockopt(tp, SOL_TCP, TCP_CONGESTION, to, POLITY_CA_NAME);
 	if (err) {
-		if (!old_ops)
+		if (fresh)
 			bpf_sk_storage_delete(&moved, tp);
-		rec->result = POLITY_TCP_FAILED;
-		rec->error = err;
-		return;
+		*error = err;
+		return POLITY_TCP_FAILED;
 	}
-	old_ops = (u64)tp->inet_conn.icsk_ca_ops;
-	mark->ops = keep ? 0 : old_ops;
-	rec->result = old_ops == before_ops ? POLITY_TCP_ALREADY : POLITY_TCP_MOVED;
-	if (rec->result == POLITY_TCP_MOVED)
-		mark->epoch = conf.epoch;
+	mark->ops = keep ? 0 : (u64)tp->inet_conn.icsk_ca_ops;
+	if (ops == (u64)tp->inet_conn.icsk_ca_ops)
+		return POLITY_TCP_ALREADY;
+	mark->epoch = conf.epoch;
+	return POLITY_TCP_MOVED;
 }
 
-static __always_inline void move_socket(struct tcp_sock *tp, struct polity_tcp_moved *rec)
+static __always_inline enum polity_tcp_result
+move_socket(struct tcp_sock *tp, struct polity_tcp_mark *mark, char *to, s32 *error)
 {
 	const struct inet_connection_sock *icsk = &tp->inet_conn;
-	bool listener = rec->id.state == TCP_LISTEN;
-	struct polity_tcp_mark *mark;
+	u8 state = ((struct sock *)tp)->__sk_common.skc_state;
 
-	copy_name(rec->to, conf.to);
-	mark = bpf_sk_storage_get(&moved, tp, 0, 0);
-	if (mark && mark->epoch == conf.epoch) {
-		/* A second look in the same pass, with one name for old and new. */
-		rec->result = POLITY_TCP_MOVED;
-		return;
-	}
-	rec->result = POLITY_TCP_PINNED;
+	copy_name(to, conf.to);
+	/* A second look in the same pass, with one name for old and new. */
+	if (mark && mark->epoch == conf.epoch)
+		return POLITY_TCP_MOVED;
 	if (BPF_CORE_READ_BITFIELD(icsk, icsk_ca_dst_locked))
-		return;
-	rec->result = POLITY_TCP_CHOSEN;
-	if (!(conf.flags & POLITY_TCP_INCLUDE_CHOSEN) && was_chosen(tp))
-		return;
-	if (conf.flags & POLITY_TCP_NEEDS_ECN && !listener) {
+		return POLITY_TCP_PINNED;
+	if (!(conf.flags & POLITY_TCP_INCLUDE_CHOSEN) && is_choice(tp, mark))
+		return POLITY_TCP_CHOSEN;
+	if (conf.flags & POLITY_TCP_NEEDS_ECN && state != TCP_LISTEN) {
 		/*
 		 * Before the handshake is over nobody knows, and init() would not run again
 		 * to find out. Without ECN the kernel would send ECT all the same.
 		 */
-		rec->result = POLITY_TCP_CONNECTING;
-		if (rec->id.state == TCP_SYN_SENT)
-			return;
-		rec->result = POLITY_TCP_NO_ECN;
+		if (state == TCP_SYN_SENT)
+			return POLITY_TCP_CONNECTING;
 		if (!tcp_ecn_negotiated(tp)) {
 			if (!conf.no_ecn_to[0])
-				return;
-			copy_name(rec->to, conf.no_ecn_to);
+				return POLITY_TCP_NO_ECN;
+			copy_name(to, conf.no_ecn_to);
 		}
 	}
-	rec->result = POLITY_TCP_MOVED;
-	if (!(conf.flags & POLITY_TCP_DRY_RUN))
-		set_algorithm(tp, rec);
+	if (conf.flags & POLITY_TCP_DRY_RUN)
+		return POLITY_TCP_MOVED;
+	return set_algorithm(tp, mark, to, error);
 }
 
-/* Whether a socket is of those that are meant beyond their scope. */
-static __always_inline bool is_meant(struct sock_common *skc, const struct polity_tcp_mark *mark)
+/* One that was moved needs no record: there may be many, and nobody asks which. */
+static __always_inline void moved_one(const struct sock_common *skc)
 {
-	if (conf.flags & POLITY_TCP_LISTENERS && skc->skc_state != TCP_LISTEN)
-		return false;
-	return !(conf.flags & POLITY_TCP_OF_SWAP) ||
-	       (mark && mark->epoch >> 32 == conf.epoch >> 32);
+	if (skc->skc_state == TCP_LISTEN)
+		passed.listeners++;
+	else
+		passed.moved++;
 }
 
 SEC("iter/tcp")
@@ -164,28 +168,32 @@ int polity_tcp_move(struct bpf_iter__tcp *ctx)
 	struct polity_tcp_mark *mark;
 	struct tcp_sock *tp;
 
+	if (skc && conf.flags & POLITY_TCP_LISTENERS && skc->skc_state != TCP_LISTEN)
+		return 0;
 	/* Requests and TIME-WAIT have no congestion control. */
 	tp = skc ? bpf_skc_to_tcp_sock(skc) : NULL;
 	if (!tp)
 		return 0;
 	read_algorithm(tp, rec.from);
 	mark = bpf_sk_storage_get(&moved, tp, 0, 0);
-	if (!is_meant(skc, mark))
+	if (!same_name(rec.from, conf.from)) {
+		/* Moved in this pass, by a process that did not live to tell? */
+		if (mark && mark->epoch == conf.epoch)
+			moved_one(skc);
 		return 0;
-	if (same_name(rec.from, conf.from)) {
-		fill_id(ctx, tp, &rec.id);
-		if (!in_scope(tp, &rec.id))
-			return 0;
-		move_socket(tp, &rec);
-	} else {
-		/* Moved a moment ago and shown again, see above? */
-		if (!mark || mark->epoch != conf.epoch)
-			return 0;
-		fill_id(ctx, tp, &rec.id);
-		copy_name(rec.to, rec.from);
-		copy_name(rec.from, conf.from);
-		rec.result = POLITY_TCP_MOVED;
 	}
+	if (conf.flags & POLITY_TCP_OF_SWAP && (!mark || mark->epoch >> 32 != conf.epoch >> 32))
+		return 0;
+	if (!in_scope(tp))
+		return 0;
+	rec.result = move_socket(tp, mark, rec.to, &rec.error);
+	if (rec.result == POLITY_TCP_MOVED) {
+		moved_one(skc);
+		return 0;
+	}
+	if (rec.result == POLITY_TCP_ALREADY)
+		return 0;
+	fill_id(ctx, tp, &rec.id);
 	bpf_seq_write(ctx->meta->seq, &rec, sizeof(rec));
 	return 0;
 }

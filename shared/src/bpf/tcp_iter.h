@@ -29,12 +29,12 @@ enum polity_tcp_flags {
 /* Which sockets are meant; zero means any. */
 struct polity_tcp_scope {
 	u64 netns;		/* cookie; for new connections, the iterator sees only one */
-	u64 cgroup;		/* id of a cgroup v2; for the iterator */
-	u32 cgroup_level;	/* its depth, 0 is the root */
+	u64 cgroup;		/* id of a cgroup v2, for it and all below; for the iterator */
 	u32 percent;		/* of the connections, by a hash of the socket's cookie */
+	u32 prefix_len;
 	u16 port;		/* either end */
 	u16 family;		/* of the prefix: AF_INET or AF_INET6; 0 for none */
-	u32 prefix_len;
+	u32 pad;
 	u8 prefix[16];		/* of the peer's address; IPv4 in the first four bytes */
 };
 
@@ -74,7 +74,13 @@ struct polity_tcp_id {
 	u8 remote[16];
 };
 
-/* Written by polity_tcp_move: one for each socket that runs "from". */
+/* The global "passed": what polity_tcp_move has moved. */
+struct polity_tcp_passed {
+	u64 moved;
+	u64 listeners;
+};
+
+/* Written by polity_tcp_move: one for each socket that runs "from" and was left. */
 struct polity_tcp_moved {
 	struct polity_tcp_id id;
 	char from[POLITY_CA_NAME];

@@ -6,6 +6,9 @@
  *
  * A connection whose application chose an algorithm is left, and so is one that another
  * scope has taken: the first to see it has it.
+ *
+ * With conf.from it does the same for a swap, to sockets that run the old algorithm: they
+ * were in no list when it looked.
  */
 #include "tcp_common.bpf.h"
 
@@ -42,14 +45,20 @@ static __always_inline bool in_scope(struct bpf_sock_ops *ctx)
 	return in_prefix(&peer);
 }
 
-/* Whether nobody has given it an algorithm of its own. */
+/* Whether nobody has given it an algorithm of its own, and it runs the one that is meant. */
 static __always_inline bool is_free(struct tcp_sock *tp)
 {
 	struct polity_tcp_mark *mark;
+	char name[POLITY_CA_NAME] = {};
 
-	if (was_chosen(tp))
-		return false;
+	if (conf.from[0]) {
+		read_algorithm(tp, name);
+		if (!same_name(name, conf.from))
+			return false;
+	}
 	mark = bpf_sk_storage_get(&moved, tp, 0, 0);
+	if (!(conf.flags & POLITY_TCP_INCLUDE_CHOSEN) && is_choice(tp, mark))
+		return false;
 	return !mark || mark->epoch;
 }
 
@@ -66,7 +75,7 @@ static __always_inline bool needs_ecn(struct bpf_sock_ops *ctx)
 	if (!(conf.flags & POLITY_TCP_NEEDS_ECN) || !in_scope(ctx))
 		return false;
 	if (!sk)
-		return true;
+		return !conf.from[0];
 	tp = bpf_skc_to_tcp_sock(sk);
 	return tp && in_sample(bpf_get_socket_cookie(ctx)) && is_free(tp);
 }
@@ -83,13 +92,16 @@ static __always_inline void take(struct bpf_sock_ops *ctx)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp || !is_free(tp))
 		return;
-	if (conf.flags & POLITY_TCP_NEEDS_ECN && !tcp_ecn_negotiated(tp)) {
+	copy_name(to, conf.to);
+	if (conf.flags & POLITY_TCP_NEEDS_ECN && sk->state != TCP_LISTEN &&
+	    !tcp_ecn_negotiated(tp)) {
 		count(&taken, no_ecn, 1);
-		return;
+		if (!conf.no_ecn_to[0])
+			return;
+		copy_name(to, conf.no_ecn_to);
 	}
 	/* Mark first: what can't be marked would count as chosen ever after. */
 	mark = bpf_sk_storage_get(&moved, tp, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	copy_name(to, conf.to);
 	if (!mark || bpf_setsockopt(ctx, SOL_TCP, TCP_CONGESTION, to, sizeof(to))) {
 		if (mark && !mark->ops)
 			bpf_sk_storage_delete(&moved, tp);
@@ -97,7 +109,7 @@ static __always_inline void take(struct bpf_sock_ops *ctx)
 		return;
 	}
 	mark->ops = (u64)tp->inet_conn.icsk_ca_ops;
-	mark->epoch = 0;
+	mark->epoch = conf.epoch;
 	count(&taken, taken, 1);
 }
 
@@ -110,6 +122,10 @@ int polity_tcp_new(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_NEEDS_ECN:
 		if (needs_ecn(ctx))
 			ctx->reply = 1;
+		break;
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		if (conf.from[0])
+			take(ctx);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:

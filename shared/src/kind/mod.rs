@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
+use crate::journal::Record;
 use crate::kernel::{Fact, Kernel};
 use crate::layout::Layout;
 use crate::live::Live;
@@ -187,6 +188,14 @@ pub trait Kind: Sync {
             Some(_) => Err(Error::config("--probation is for schedulers").into()),
             None => Ok(()),
         }
+    }
+
+    /// Whether the two sides of a swap and what is asked for go together, before it begins.
+    ///
+    /// # Errors
+    /// What does not.
+    fn check_swap(&self, _record: &Record) -> Result<()> {
+        Ok(())
     }
 
     /// Does or finishes a swap, and drops its record when that is complete.

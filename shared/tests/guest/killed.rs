@@ -171,7 +171,7 @@ fn points(total: usize, first: usize, sample: [usize; 2]) -> BTreeSet<usize> {
     if full() {
         return (number("POLITY_FROM").unwrap_or(1) as usize..=total).collect();
     }
-    let mut random = Random(number("POLITY_SEED").unwrap_or(1));
+    let mut random = Random::new();
     let mut points = BTreeSet::new();
     for (range, wanted) in [(0..first, sample[0]), (first..total, sample[1])] {
         for _ in 0..wanted.min(range.len()) {
@@ -181,15 +181,22 @@ fn points(total: usize, first: usize, sample: [usize; 2]) -> BTreeSet<usize> {
     points
 }
 
-fn number(variable: &str) -> Option<u64> {
+/// A number from the environment.
+pub fn number(variable: &str) -> Option<u64> {
     env::var(variable).ok()?.parse().ok()
 }
 
 /// splitmix64.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn below(&mut self, limit: usize) -> usize {
+    /// From `POLITY_SEED`.
+    pub fn new() -> Self {
+        Self(number("POLITY_SEED").unwrap_or(1))
+    }
+
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

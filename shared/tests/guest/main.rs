@@ -7,6 +7,7 @@
 
 mod abuse;
 mod apply;
+mod campaign;
 mod catalog;
 mod cgroups;
 mod ejected;
@@ -78,6 +79,7 @@ fn all() -> Vec<Trial> {
     let mut trials = Vec::new();
     // First, for the loads of other tests leave listeners behind, which would be moved too.
     trials.extend(swap::trials());
+    trials.extend(campaign::trials());
     trials.extend(scope::trials());
     trials.extend(supervised::trials());
     trials.extend(inspect::trials());

@@ -10,7 +10,7 @@ use rustix::net::sockopt::set_tcp_congestion;
 use rustix::net::{AddressFamily, SocketType, connect, ipproto, socket};
 use serde_json::{Value, json};
 
-use crate::polity::{polity, status};
+use crate::polity::{polity, sh, status};
 use crate::snapshot::{default, default_in};
 use crate::sockets::{INIT, Pairs, ecn, inside, running};
 use crate::swap::World;
@@ -24,6 +24,7 @@ pub fn trials() -> Vec<Trial> {
         trial("scope::prefix", prefix),
         long(trial("scope::namespace", namespace)),
         trial("scope::cgroup", cgroup),
+        long(trial("scope::overlapping", overlap)),
         long(trial("scope::percent", percent)),
         long(trial("scope::swap_of_a_part", part)),
         long(trial("scope::desired_state", desired)),
@@ -191,6 +192,19 @@ fn namespace() {
     drop((one, two, same_port, before, world));
 }
 
+fn sorted(all: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut all: Vec<_> = all.into_iter().collect();
+    all.sort();
+    all
+}
+
+/// The local addresses of the sockets that run a policy.
+fn sockets_of(policy: &str) -> Vec<String> {
+    let all = polity(&["inspect", policy, "--sockets", "--json"]).json();
+    let local = |socket: &Value| socket["local"].as_str().unwrap().to_owned();
+    sorted(all["sockets"].as_array().unwrap().iter().map(local))
+}
+
 /// A process in a cgroup of its own that holds a connection.
 struct Tenant {
     child: Child,
@@ -230,16 +244,18 @@ fn cgroup() {
     let before = tenants.map(|cgroup| Tenant::connect(cgroup, &server));
     polity(&["attach", "tcp-cc/cubic", "--cgroup", "/polity-a", "--migrate"]).ok();
     let after = tenants.map(|cgroup| Tenant::connect(cgroup, &server));
-    let all = polity(&["inspect", "tcp-cc/cubic", "--sockets", "--json"]).json();
-    let sockets = all["sockets"].as_array().unwrap();
-    let mut found: Vec<_> =
-        sockets.iter().map(|s| s["local"].as_str().unwrap().to_owned()).collect();
-    let mut expected = [&before[0], &before[2], &after[0], &after[2]].map(Tenant::address);
-    found.sort();
-    expected.sort();
-    assert_eq!(found, expected, "those of /polity-a and below, at their own end");
+    let expected = [&before[0], &before[2], &after[0], &after[2]].map(Tenant::address);
+    // Those of /polity-a and below, at their own end.
+    assert_eq!(sockets_of("tcp-cc/cubic"), sorted(expected));
     counted("tcp-cc/cubic", 2, 0);
     before.iter().chain(&after).for_each(|t| assert_eq!(running(t.peer.as_fd()), old));
+    polity(&["detach", "tcp-cc/cubic"]).ok();
+    // A host in a cgroup namespace of its own sees its own cgroup as the root.
+    sh("echo $$ >/sys/fs/cgroup/polity-a/cgroup.procs; exec unshare -C -m sh -c \
+        'mount --make-rprivate /; umount -l /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup && \
+        exec polity attach tcp-cc/cubic --cgroup /inner --migrate'");
+    let inner = sockets_of("tcp-cc/cubic");
+    assert_eq!(inner, sorted([&before[2], &after[2]].map(Tenant::address)));
     drop((before, after));
     for cgroup in ["/polity-a/inner", "/polity-a", "/polity-b"] {
         eventually("the cgroup is empty", || fs::remove_dir(folder(cgroup)).is_ok());
@@ -250,6 +266,32 @@ fn cgroup() {
     });
     polity(&["detach", "tcp-cc/cubic"]).ok();
     drop((server, world));
+}
+
+fn overlap() {
+    let old = default();
+    let world = World::new();
+    let mut pairs = Pairs::at(INIT, "127.0.0.1:0");
+    let port = pairs.port().to_string();
+    polity(&["attach", "tcp-cc/cubic", "--prefix", "127.0.0.0/8"]).ok();
+    polity(&["attach", "tcp-cc/reno", "--port", &port]).ok();
+    pairs.connect(INIT, 1);
+    // Who was attached first has what both are for ...
+    pairs.run("bpf_cubic");
+    polity(&["detach", "tcp-cc/cubic"]).ok();
+    pairs.run(&old);
+    pairs.connect(INIT, 1);
+    assert_eq!(sockets_of("tcp-cc/reno").len(), 2);
+    polity(&["detach", "--all"]).ok();
+    // ... and of a namespace's default who came last.
+    polity(&["attach", "tcp-cc/cubic", "--netns", "one"]).ok();
+    polity(&["attach", "tcp-cc/reno", "--netns", "one"]).ok();
+    assert_eq!(default_in("one"), "bpf_reno");
+    polity(&["detach", "tcp-cc/reno"]).ok();
+    assert_eq!(default_in("one"), "bpf_cubic");
+    polity(&["detach", "tcp-cc/cubic"]).ok();
+    assert_eq!(default_in("one"), old);
+    drop((pairs, world));
 }
 
 fn percent() {
@@ -373,5 +415,21 @@ fn refusals() {
         assert_eq!(output.status, 2, "{option} {value}: {output:#?}");
     }
     polity(&["attach", "tcp-cc/cubic", "--migrate"]).fails(2, &["--default or a scope"]);
+    // Both sides are there, so that nothing else would look at the scope before it is begun.
+    polity(&["attach", "tcp-cc/reno"]).ok();
+    polity(&["attach", "tcp-cc/cubic", "--port", "9", "--percent", "50"]).ok();
+    for (status, to, scope) in [
+        (2, "tcp-cc/cubic", &["--netns", "nosuch"][..]),
+        (2, "tcp-cc/cubic", &["--cgroup", "/nosuch", "--percent", "5"]),
+        (2, "tcp-cc/reno", &["--port", "9"]),
+        (2, "kernel/cubic", &["--percent", "5"]),
+        (1, "tcp-cc/cubic", &["--port", "9"]),
+    ] {
+        let output = polity(&[&["swap", "tcp-cc/reno", to], scope].concat());
+        assert_eq!(output.status, status, "{to} {scope:?}: {output:#?}");
+        // Nothing had to be brought back.
+        assert!(!output.stderr.contains("all is as before"), "{output:#?}");
+    }
+    polity(&["detach", "--all"]).ok();
     assert!(inside(INIT, || status("tcp-cc/cubic")).is_none());
 }

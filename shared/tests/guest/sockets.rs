@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::thread::{JoinHandle, scope, spawn};
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{set_tcp_congestion, tcp_congestion};
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -31,9 +32,14 @@ pub fn inside<T: Send>(netns: &str, work: impl FnOnce() -> T + Send) -> T {
     scope(|s| s.spawn(enter).join().unwrap())
 }
 
+/// What runs a shell's command in a namespace.
+pub fn within(netns: &str) -> String {
+    if netns == INIT { String::new() } else { format!("ip netns exec {netns} ") }
+}
+
 /// Has the loopback device of a namespace up, and ECN on or off for connections to come.
 pub fn ecn(netns: &str, on: bool) {
-    let prefix = if netns == INIT { String::new() } else { format!("ip netns exec {netns} ") };
+    let prefix = within(netns);
     sh(&format!("{prefix}ip link set lo up; {prefix}sysctl -qw net.ipv4.tcp_ecn={}", u8::from(on)));
 }
 
@@ -116,41 +122,70 @@ pub fn running(socket: BorrowedFd<'_>) -> String {
 /// Data on its way in both directions of every connection of some [`Pairs`].
 pub struct Traffic {
     stop: Arc<AtomicBool>,
+    pause: Arc<AtomicU64>,
     senders: Vec<JoinHandle<u64>>,
     receivers: Vec<JoinHandle<u64>>,
 }
 
 /// A prime, so that no power of two hides what was lost.
-const PATTERN: usize = 65_521;
+const LENGTH: usize = 65_521;
 const CHUNK: usize = 8192;
 
+/// Between two writes: the guest has more to do than this.
+const NAP: Duration = Duration::from_millis(20);
+
 /// Every place of the stream has its own byte, for as long as it matters.
-fn pattern() -> Vec<u8> {
+pub static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut state = 1u64;
     let step = |_| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (state >> 56) as u8
     };
-    let mut all: Vec<u8> = (0..PATTERN).map(step).collect();
+    let mut all: Vec<u8> = (0..LENGTH).map(step).collect();
     let start = all[..CHUNK].to_vec();
     all.extend(start);
     all
-}
+});
 
 impl Traffic {
-    /// Starts it.
+    /// Starts it, some now and then in both directions.
     pub fn over(pairs: &[Pairs]) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let pattern = Arc::new(pattern());
-        let mut traffic = Self { stop, senders: Vec::new(), receivers: Vec::new() };
+        let mut traffic = Self::none();
         for end in pairs.iter().flat_map(|p| &p.ends) {
-            let (out, into) = (end.try_clone().unwrap(), end.try_clone().unwrap());
-            let (stop, bytes) = (traffic.stop.clone(), pattern.clone());
-            traffic.senders.push(spawn(move || send(out, &bytes, &stop)));
-            let bytes = pattern.clone();
-            traffic.receivers.push(spawn(move || receive(into, &bytes)));
+            traffic.send(end, NAP);
+            traffic.receive(end);
         }
         traffic
+    }
+
+    /// As much as goes through, from the first of the two ends to the other.
+    pub fn bulk(pairs: &Pairs) -> Self {
+        let mut traffic = Self::none();
+        for ends in pairs.ends.chunks_exact(2) {
+            traffic.send(&ends[0], Duration::ZERO);
+            traffic.receive(&ends[1]);
+        }
+        traffic
+    }
+
+    fn none() -> Self {
+        let (stop, pause) = (Arc::default(), Arc::default());
+        Self { stop, pause, senders: Vec::new(), receivers: Vec::new() }
+    }
+
+    fn send(&mut self, end: &TcpStream, nap: Duration) {
+        let (end, stop) = (end.try_clone().unwrap(), self.stop.clone());
+        self.senders.push(spawn(move || send(end, &stop, nap)));
+    }
+
+    fn receive(&mut self, end: &TcpStream) {
+        let (end, pause) = (end.try_clone().unwrap(), self.pause.clone());
+        self.receivers.push(spawn(move || receive(end, &pause)));
+    }
+
+    /// The longest time for which one of the connections brought nothing so far.
+    pub fn pause(&self) -> Duration {
+        Duration::from_micros(self.pause.load(Ordering::Relaxed))
     }
 
     /// Ends it. Every byte that was sent has arrived, in its place and unchanged; returns how
@@ -167,29 +202,34 @@ impl Traffic {
     }
 }
 
-fn send(mut to: TcpStream, pattern: &[u8], stop: &AtomicBool) -> u64 {
+fn send(mut to: TcpStream, stop: &AtomicBool, nap: Duration) -> u64 {
     let mut sent = 0u64;
     while !stop.load(Ordering::Relaxed) {
-        let at = (sent % PATTERN as u64) as usize;
-        to.write_all(&pattern[at..at + CHUNK]).expect("the connection stands");
+        let at = (sent % LENGTH as u64) as usize;
+        to.write_all(&PATTERN[at..at + CHUNK]).expect("the connection stands");
         sent += CHUNK as u64;
-        // The guest has more to do than this.
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        if !nap.is_zero() {
+            std::thread::sleep(nap);
+        }
     }
     to.shutdown(Shutdown::Write).unwrap();
     sent
 }
 
-fn receive(mut from: TcpStream, pattern: &[u8]) -> u64 {
+fn receive(mut from: TcpStream, pause: &AtomicU64) -> u64 {
     let mut received = 0u64;
     let mut buffer = vec![0; CHUNK];
+    let mut last: Option<Instant> = None;
     loop {
         match from.read(&mut buffer).expect("the connection stands") {
             0 => return received,
             n => {
-                let at = (received % PATTERN as u64) as usize;
-                assert!(buffer[..n] == pattern[at..at + n], "wrong bytes after {received}");
+                let at = (received % LENGTH as u64) as usize;
+                assert!(buffer[..n] == PATTERN[at..at + n], "wrong bytes after {received}");
                 received += n as u64;
+                let now = Instant::now();
+                let since = last.replace(now).map_or(0, |last| (now - last).as_micros() as u64);
+                pause.fetch_max(since, Ordering::Relaxed);
             }
         }
     }

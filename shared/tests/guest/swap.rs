@@ -1,22 +1,27 @@
 //! `polity swap` between congestion controls, with connections open in several namespaces.
 
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+
 use libtest_mimic::Trial;
+use rustix::net::sockopt::set_tcp_congestion;
+use rustix::net::{AddressFamily, SocketType, bind, connect, ipproto, listen, socket};
 use serde_json::{Value, json};
 
 use crate::polity::{polity, sh, status};
 use crate::snapshot::{Namespaces, algorithms, default, default_in};
-use crate::sockets::{INIT, Pairs, Traffic, ecn};
-use crate::trial::{campaigns, eventually, full, trial};
+use crate::sockets::{INIT, Pairs, Traffic, ecn, running};
+use crate::trial::{campaigns, eventually, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
     let long = |test: Trial| test.with_ignored_flag(!campaigns());
     vec![
         long(trial("swap::there_and_back_under_traffic", there_and_back)),
-        trial("swap::many_sockets", many),
         trial("swap::who_may_not_move_is_left_and_named", left),
         trial("swap::the_old_one_stays_while_it_is_needed", retires_later),
         long(trial("swap::an_upgrade_reaches_everybody", upgrade)),
+        trial("swap::who_comes_late_is_caught", late),
         trial("swap::refusals", refusals),
     ]
 }
@@ -120,23 +125,6 @@ fn there_and_back() {
     drop((pairs, world));
 }
 
-/// 10,000 sockets with POLITY_FULL, else 300.
-fn many() {
-    let world = World::new();
-    let each = if full() { [1667, 1667, 1666] } else { [50; 3] };
-    let sockets = each.iter().sum::<usize>() * 2;
-    polity(&["attach", "tcp-cc/cubic", "--default"]).ok();
-    let pairs: Vec<_> = EVERYWHERE.iter().zip(each).map(|(ns, n)| Pairs::open(ns, n)).collect();
-    let report = swap(&["tcp-cc/cubic", "tcp-cc/dctcp", "--migrate"]);
-    counts(&report, sockets, 0, 3);
-    eprintln!("{sockets} sockets in {} us", report["took_us"]);
-    pairs.iter().for_each(|p| p.run("bpf_dctcp"));
-    let detail = status("tcp-cc/dctcp").unwrap()["detail"].clone();
-    assert_eq!(detail["sockets"], sockets + 3, "{detail}");
-    polity(&["detach", "tcp-cc/dctcp"]).ok();
-    drop((pairs, world));
-}
-
 fn left() {
     let world = World::new();
     let old = default();
@@ -198,6 +186,54 @@ fn retires_later() {
     defaults("bpf_cubic");
     polity(&["detach", "tcp-cc/cubic"]).ok();
     drop(world);
+}
+
+/// A socket that is bound and no more.
+fn bound() -> OwnedFd {
+    let fd = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP)).unwrap();
+    bind(&fd, &"127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
+    fd
+}
+
+/// Sockets that are in no list while the swap looks for them.
+fn late() {
+    let old = default();
+    let world = World::new();
+    let server = Pairs::at(INIT, "127.0.0.1:0");
+    let connects = |fd: &OwnedFd| connect(fd, &server.listener.local_addr().unwrap()).unwrap();
+    let sockets: [OwnedFd; 4] = std::array::from_fn(|_| bound());
+    let [connecting, listening, choosing, waiting] = &sockets;
+    set_tcp_congestion(choosing, "reno").unwrap();
+    set_tcp_congestion(choosing, &old).unwrap();
+    swap(&[&format!("kernel/{old}"), "tcp-cc/cubic"]);
+    assert_eq!(running(connecting.as_fd()), old);
+    connects(connecting);
+    assert_eq!(running(connecting.as_fd()), "bpf_cubic");
+    connects(choosing);
+    assert_eq!(running(choosing.as_fd()), old, "its application's choice");
+    listen(listening, 8).unwrap();
+    let address = TcpListener::from(listening.try_clone().unwrap()).local_addr().unwrap();
+    let client = TcpStream::connect(address).unwrap();
+    let child = rustix::net::accept(listening).unwrap();
+    assert_eq!([listening.as_fd(), child.as_fd(), client.as_fd()].map(running), ["bpf_cubic"; 3]);
+
+    // On to one that needs ECN, with two that wait: for the first time and for the second.
+    let second = bound();
+    assert_eq!([&second, waiting].map(|s| running(s.as_fd())), ["bpf_cubic", &old]);
+    let report = swap(&["tcp-cc/cubic", "tcp-cc/dctcp", "--migrate"]);
+    assert_eq!((&report["retired"], &report["left"]), (&json!(false), &json!([])), "{report:#}");
+    assert_eq!(running(connecting.as_fd()), "bpf_dctcp", "it was not chosen");
+    let detail = &status("tcp-cc/dctcp").unwrap()["detail"];
+    assert_eq!(detail["late_from"], json!(["bpf_cubic", old]));
+    for socket in [&second, waiting] {
+        connects(socket);
+        assert_eq!(running(socket.as_fd()), "bpf_dctcp");
+    }
+    eventually("nothing runs it any more", || status("tcp-cc/cubic").is_none());
+    swap(&["tcp-cc/dctcp", &format!("kernel/{old}"), "--migrate"]);
+    assert_eq!(running(waiting.as_fd()), old);
+    eventually("nothing runs it any more", || status("tcp-cc/dctcp").is_none());
+    drop((sockets, second, client, child, server, world));
 }
 
 fn upgrade() {

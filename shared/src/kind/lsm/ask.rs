@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::fill::Bytes;
 use super::model::{MOVE, PIN};
 use super::op::Op;
-use crate::cgroup::ROOT;
+use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::live::Live;
 use crate::sys;
@@ -73,9 +73,8 @@ impl Caller {
     /// One of them is not there.
     pub fn new(uid: u32, gid: u32, exe: Option<&str>, cgroup: Option<&str>) -> Result<Self> {
         let exe = exe.map(|path| open(path.as_ref(), true)).transpose()?;
-        let cgroup =
-            cgroup.map(|path| open(&Path::new(ROOT).join(path.trim_start_matches('/')), true));
-        Ok(Self { uid, gid, exe, cgroup: cgroup.transpose()? })
+        let cgroup = cgroup.map(group).transpose()?;
+        Ok(Self { uid, gid, exe, cgroup })
     }
 
     /// A process as it is now. A task of the kernel's has no program.
@@ -90,8 +89,7 @@ impl Caller {
         let cgroup = groups.into_iter().find(|g| g.hierarchy == 0).map(|g| g.pathname);
         let mut caller = Self::new(status.euid, status.egid, None, None)?;
         caller.exe = open(Path::new(&format!("/proc/{pid}/exe")), true).ok();
-        caller.cgroup = cgroup
-            .and_then(|path| open(&Path::new(ROOT).join(path.trim_start_matches('/')), true).ok());
+        caller.cgroup = cgroup.and_then(|path| group(&path).ok());
         Ok(caller)
     }
 }
@@ -253,6 +251,13 @@ fn try_open(path: &Path, follow: bool, directory: bool) -> rustix::io::Result<Ow
 fn open(path: &Path, follow: bool) -> Result<OwnedFd> {
     try_open(path, follow, false)
         .map_err(|e| Error::failed(format!("{}: {e}", path.display())).into())
+}
+
+fn group(path: &str) -> Result<OwnedFd> {
+    let folder = cgroup::folder(Path::new(path));
+    let folder =
+        folder.ok_or_else(|| Error::failed(format!("there is no control group `{path}`")))?;
+    open(&folder, true)
 }
 
 fn answer(value: &[u8], is_missing: bool) -> Option<Answer> {

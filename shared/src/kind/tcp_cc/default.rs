@@ -212,7 +212,7 @@ pub fn initial() -> Result<String> {
 /// # Errors
 /// It is gone, or can't be entered.
 pub fn within(scope: Option<&Scope>) -> Result<String> {
-    match scope.map_or(Ok(None), Scope::namespace)? {
+    match Scope::namespace_of(scope)? {
         Some(ns) => ns.enter(current),
         None => initial(),
     }

@@ -3,11 +3,11 @@
 
 use std::path::PathBuf;
 
-use libbpf_rs::{MapCore, Object, OpenObject};
+use libbpf_rs::{MapCore, Object, ObjectBuilder, OpenObject};
 
 use super::sockets::Iterators;
-use crate::error::Result;
-use crate::tree;
+use crate::error::{Error, Result};
+use crate::{log, tree};
 
 /// The map's name in every object.
 const MAP: &str = "moved";
@@ -16,11 +16,23 @@ fn path() -> PathBuf {
     tree::undo(MAP)
 }
 
-/// Has the object use the marks that are there.
+/// Loads one of the host's TCP programs, called `name` by the kernel and `what` by people, with the
+/// marks that are there.
 ///
 /// # Errors
-/// What libbpf says.
-pub fn share(open: &mut OpenObject) -> libbpf_rs::Result<()> {
+/// What the kernel says.
+pub fn load(name: &str, bytes: &[u8], what: &str) -> Result<Object> {
+    let said = log::capture();
+    let open = || {
+        let mut open = ObjectBuilder::default().name(name)?.open_memory(bytes)?;
+        share(&mut open)?;
+        open.load()
+    };
+    open().map_err(|e| Error::failed(format!("can't load {what}: {e:#}{}", said.tail())).into())
+}
+
+/// Has the object use the marks that are there.
+fn share(open: &mut OpenObject) -> libbpf_rs::Result<()> {
     if path().exists() {
         for mut map in open.maps_mut().filter(|m| m.name() == MAP) {
             map.reuse_pinned_map(path())?;

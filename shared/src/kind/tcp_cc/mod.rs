@@ -15,7 +15,7 @@ use self::taker::{Taken, Taker};
 use super::{Kind, Options, Session, attach_programs, attach_struct_ops};
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
-use crate::journal::Journal;
+use crate::journal::{Journal, Record};
 use crate::kernel::{Fact, Kernel};
 use crate::live::Live;
 use crate::object::{self, Opened};
@@ -26,6 +26,7 @@ use crate::tree::Tree;
 pub mod algorithm;
 pub mod default;
 pub mod globals;
+pub mod late;
 pub mod marks;
 pub mod netns;
 pub mod scope;
@@ -37,6 +38,7 @@ pub mod upgrade;
 pub mod ways;
 
 const OPS: &str = "tcp_congestion_ops";
+
 /// The kind.
 pub struct TcpCc;
 
@@ -132,6 +134,11 @@ impl Kind for TcpCc {
         let sockets = sockets::count(&name).ok();
         let mut detail = json!({"algorithm": name, "default": own, "default_in": namespaces,
             "sockets": sockets});
+        let late = late::all().into_iter().filter(|(_, to)| *to == name).map(|(from, _)| from);
+        let late: Vec<String> = late.collect();
+        if !late.is_empty() {
+            detail["late_from"] = json!(late);
+        }
         if let Some(scope) = Scope::of(&live.meta) {
             detail["scope"] = json!(scope);
         }
@@ -186,6 +193,7 @@ impl Kind for TcpCc {
     fn restore(&self, policy: &str) -> Result<()> {
         let name = algorithm(policy);
         let undo = Undo::open(&name);
+        late::forget(|from, to| from == name || to == name);
         default::restore(&name, undo.as_ref())?;
         sockets::evacuate(&name)?;
         swap::unretire(policy);
@@ -206,6 +214,10 @@ impl Kind for TcpCc {
                 .into());
         }
         Algorithm::find(name, &Iterators::load()?).map(|_| ())
+    }
+
+    fn check_swap(&self, record: &Record) -> Result<()> {
+        swap::check(record)
     }
 
     fn swap(&self, swap: &mut Swap<'_>) -> Result<Report> {
@@ -232,6 +244,8 @@ impl Kind for TcpCc {
             marks::forget();
         }
         let available = default::available();
+        let gone = |name: &str| !available.iter().any(|a| a == name);
+        late::forget(|from, to| gone(from) || gone(to));
         for name in default::ghosts(&available) {
             let policy = format!("tcp-cc/{}", name.trim_start_matches("bpf_"));
             let what = match self.restore(&policy) {
@@ -364,7 +378,7 @@ impl Session for Registration {
 /// Makes `name` the default as its record says, from wherever that was interrupted.
 fn complete(name: &str, undo: &Undo, scope: Option<&Scope>) -> Result<()> {
     let Some(pending) = undo.pending() else { return Ok(()) };
-    let ns = scope.map_or(Ok(None), Scope::namespace)?;
+    let ns = Scope::namespace_of(scope)?;
     if scope.is_none_or(Scope::is_namespace) {
         default::take_over(name, &pending.from, undo, ns.as_ref())?;
     }

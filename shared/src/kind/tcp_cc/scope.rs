@@ -1,6 +1,5 @@
 //! Which connections a policy is for: network namespaces, a cgroup, a port, a prefix, a sample.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -15,7 +14,7 @@ use serde_json::Value;
 use super::netns::{self, Netns};
 use crate::error::{Error, Result};
 use crate::live::Meta;
-use crate::{render, sys};
+use crate::{cgroup, render, sys};
 
 /// As the user says it, in options, in files and in the record of an attached policy. All that is
 /// given must hold.
@@ -42,11 +41,6 @@ pub struct Scope {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub percent: Option<u8>,
 }
-
-/// The root of version 2, alone or beside version 1.
-const ROOTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-/// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
-const CGROUP2: u64 = 0x6367_7270;
 
 impl Scope {
     /// What is meant by `--default` (or not) together with a scope: whether to take over
@@ -92,26 +86,31 @@ impl Scope {
         })
     }
 
+    /// The namespace that `scope` names, if there is one.
+    ///
+    /// # Errors
+    /// As for [`Scope::namespace`].
+    pub fn namespace_of(scope: Option<&Self>) -> Result<Option<Netns>> {
+        scope.map_or(Ok(None), Self::namespace)
+    }
+
     /// The cgroup that it names, or the root: connections are seen from there.
     ///
     /// # Errors
     /// Exit status 2: there is none; 3: no cgroups of version 2.
-    pub fn cgroup(&self) -> Result<Cgroup> {
-        let roots = ROOTS.map(Path::new);
-        let Some(root) = roots.into_iter().find(|r| is_cgroup2(r)) else {
+    pub fn cgroup(&self) -> Result<File> {
+        let Some(root) = cgroup::root() else {
             return Err(Error::kernel("no cgroup file system of version 2 is mounted")
                 .hint("mount -t cgroup2 none /sys/fs/cgroup")
                 .into());
         };
-        let Some(path) = &self.cgroup else { return Cgroup::open(root, Path::new("")) };
-        let inner = path.strip_prefix(root).or_else(|_| path.strip_prefix("/")).unwrap_or(path);
-        let plain = |part: &OsStr| part != "." && part != "..";
-        if !inner.iter().all(plain) || !is_cgroup2(&root.join(inner)) {
-            return Err(Error::config(format!("there is no cgroup `{}`", path.display()))
+        let path = self.cgroup.as_deref().unwrap_or(Path::new("/"));
+        let folder = cgroup::folder(path).ok_or_else(|| {
+            Error::config(format!("there is no cgroup `{}`", path.display()))
                 .hint(format!("it is looked for below {}", root.display()))
-                .into());
-        }
-        Cgroup::open(root, inner)
+        })?;
+        File::open(&folder)
+            .map_err(|e| Error::config(format!("can't open {}: {e}", folder.display())).into())
     }
 
     /// The numbers that the programs compare.
@@ -128,8 +127,7 @@ impl Scope {
             filter.netns = ns.enter(|| Ok(sys::netns_cookie()?))?;
         }
         if self.cgroup.is_some() {
-            let Cgroup { id, level, .. } = self.cgroup()?;
-            (filter.cgroup, filter.cgroup_level) = (id, level);
+            filter.cgroup = self.cgroup()?.metadata()?.ino();
         }
         if let Some(prefix) = &self.prefix {
             filter.prefix_len = prefix.prefix_len().into();
@@ -154,35 +152,11 @@ impl Scope {
     }
 }
 
-fn is_cgroup2(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|s| s.f_type as u64 == CGROUP2) && path.is_dir()
-}
-
-/// A cgroup that is open.
-pub struct Cgroup {
-    /// Its folder.
-    pub file: File,
-    id: u64,
-    level: u32,
-}
-
-impl Cgroup {
-    fn open(root: &Path, inner: &Path) -> Result<Self> {
-        let folder = root.join(inner);
-        let fail =
-            |e: std::io::Error| Error::config(format!("can't open {}: {e}", folder.display()));
-        let file = File::open(&folder).map_err(fail)?;
-        let id = file.metadata().map_err(fail)?.ino();
-        Ok(Self { file, id, level: inner.iter().count() as u32 })
-    }
-}
-
 /// `struct polity_tcp_scope` of tcp_iter.h; zero means any.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Filter {
     netns: u64,
     cgroup: u64,
-    cgroup_level: u32,
     percent: u32,
     port: u16,
     family: u16,
@@ -192,11 +166,10 @@ pub struct Filter {
 
 impl Filter {
     /// For `conf`.
-    pub fn fields(&self) -> [(&'static str, Vec<u8>); 8] {
+    pub fn fields(&self) -> [(&'static str, Vec<u8>); 7] {
         [
             ("scope.netns", self.netns.to_ne_bytes().to_vec()),
             ("scope.cgroup", self.cgroup.to_ne_bytes().to_vec()),
-            ("scope.cgroup_level", self.cgroup_level.to_ne_bytes().to_vec()),
             ("scope.percent", self.percent.to_ne_bytes().to_vec()),
             ("scope.port", self.port.to_ne_bytes().to_vec()),
             ("scope.family", self.family.to_ne_bytes().to_vec()),

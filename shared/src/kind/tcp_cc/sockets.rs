@@ -2,11 +2,13 @@
 //! (`src/bpf/tcp_iter.bpf.c`).
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::Read;
 use std::os::fd::AsFd;
 
 use libbpf_rs::btf::BtfKind;
-use libbpf_rs::{MapCore, Object, ObjectBuilder};
+use libbpf_rs::{MapCore, Object};
+use serde_json::Value;
 
 use super::algorithm::Algorithm;
 use super::globals::Globals;
@@ -17,7 +19,7 @@ use super::{default, marks};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::swap::{Left, Sockets};
-use crate::{log, sys};
+use crate::sys;
 
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tcp_iter.bpf.o"));
 
@@ -76,16 +78,7 @@ impl Iterators {
     /// # Errors
     /// A kernel without the TCP iterator.
     pub fn load() -> Result<Self> {
-        let said = log::capture();
-        let fail = |e: libbpf_rs::Error| {
-            Error::failed(format!("can't load the TCP iterator: {e:#}{}", said.tail()))
-        };
-        let mut open = ObjectBuilder::default()
-            .name("polity_tcp")
-            .and_then(|b| b.open_memory(OBJECT))
-            .map_err(fail)?;
-        marks::share(&mut open).map_err(fail)?;
-        let object = open.load().map_err(fail)?;
+        let object = marks::load("polity_tcp", OBJECT, "the TCP iterator")?;
         let lost = || Error::failed("the TCP iterator lost its BTF");
         let btf = object.btf()?.ok_or_else(lost)?;
         let record = |name: &str| {
@@ -197,13 +190,23 @@ impl Iterators {
             ("flags", &what.flags.to_ne_bytes()[..]),
         ])?;
         let mut report = Report::default();
+        let before = self.passed()?;
         for ns in netns::all().into_iter().filter(|ns| what.netns.is_none_or(|n| n == ns.inode)) {
             let bytes = self.walk("polity_tcp_move", &ns)?;
             for record in bytes.chunks_exact(self.moved.size()) {
-                report.add(&ns.name, &self.moved, record);
+                report.add(&ns.name, &self.moved.json(record));
             }
         }
+        let [moved, listeners] = self.passed()?;
+        report.sockets.moved = moved - before[0];
+        report.sockets.listeners = listeners - before[1];
         Ok(report)
+    }
+
+    /// Sockets and listeners that these programs have moved so far.
+    fn passed(&self) -> Result<[u64; 2]> {
+        let passed = self.conf.read("passed")?;
+        Ok(["moved", "listeners"].map(|part| passed[part].as_u64().unwrap_or_default()))
     }
 
     /// Every socket that runs `algorithm`, as the iterator's record.
@@ -244,25 +247,9 @@ pub fn fresh_id() -> u32 {
 }
 
 impl Report {
-    fn add(&mut self, netns: &str, layout: &Layout, record: &[u8]) {
-        const TCP_LISTEN: i128 = 10;
-        let number = |name: &str, layout: &Layout, record: &[u8]| {
-            let member = layout.members().iter().find(|m| m.name == name)?;
-            member.layout.number(record.get(member.offset..)?)
-        };
-        let id = layout.members().iter().find(|m| m.name == "id");
-        let state = id.and_then(|id| number("state", &id.layout, record.get(id.offset..)?));
-        // Ten thousand sockets that moved need no text.
-        if number("result", layout, record) == Some(0) {
-            match state == Some(TCP_LISTEN) {
-                true => self.sockets.listeners += 1,
-                false => self.sockets.moved += 1,
-            }
-            return;
-        }
-        let record = layout.json(record);
+    /// Takes in `struct polity_tcp_moved`, of a socket that was left.
+    fn add(&mut self, netns: &str, record: &Value) {
         let why = match record["result"].as_str().unwrap_or_default() {
-            "POLITY_TCP_ALREADY" => return,
             "POLITY_TCP_PINNED" => "locked",
             "POLITY_TCP_CHOSEN" => "chosen",
             "POLITY_TCP_NO_ECN" => "no-ecn",
@@ -278,7 +265,7 @@ impl Report {
             Some(e) => format!("failed: {}", std::io::Error::from_raw_os_error(-e as i32)),
             None => why.to_owned(),
         };
-        let (local, remote) = ends(&record);
+        let (local, remote) = ends(record);
         self.left.push(Left { netns: netns.to_owned(), local, remote, why });
     }
 }
@@ -304,14 +291,18 @@ pub fn evacuate(algorithm: &str) -> Result<()> {
     let mut found: BTreeMap<String, Algorithm> = BTreeMap::new();
     for ns in netns::all() {
         let Ok(to) = ns.enter(default::current) else { continue };
-        if !found.contains_key(&to) {
-            found.insert(to.clone(), Algorithm::find(&to, &iterators)?);
-        }
+        let to = match found.entry(to) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let new = Algorithm::find(place.key(), &iterators)?;
+                place.insert(new)
+            }
+        };
         let report = iterators.migrate(&Move {
             from: algorithm,
-            to: &to,
+            to: &to.name,
             no_ecn_to: "reno",
-            flags: INCLUDE_CHOSEN | found.get(&to).map_or(0, Algorithm::needs_ecn),
+            flags: INCLUDE_CHOSEN | to.needs_ecn(),
             netns: Some(ns.inode),
             ..Move::default()
         })?;

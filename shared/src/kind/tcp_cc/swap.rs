@@ -19,7 +19,7 @@ use super::scope::{Filter, Scope};
 use super::sockets::{self, INCLUDE_CHOSEN, Iterators, LISTENERS, Move, OF_SWAP, PASSES};
 use super::taker::Taken;
 use super::ways::{Ways, attached};
-use super::{name_of, upgrade};
+use super::{late, name_of, upgrade};
 use crate::error::{Error, Result};
 use crate::journal::Record;
 use crate::kind;
@@ -57,6 +57,19 @@ pub struct Work<'a, 'b> {
     pub iterators: Iterators,
 }
 
+/// Whether the two sides and what is asked for go together.
+///
+/// # Errors
+/// What does not.
+pub fn check(record: &Record) -> Result<()> {
+    let scope = record.options.scope.as_ref();
+    if scope.is_some() && record.from == record.to {
+        return Err(Error::config("an upgrade reaches all connections: no scope").into());
+    }
+    scope.map_or(Ok(Filter::default()), Scope::resolve)?;
+    Ways::of(record).map(|_| ())
+}
+
 /// Does or finishes a swap.
 ///
 /// # Errors
@@ -65,9 +78,6 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
     let record = swap.journal.record.clone();
     let (from, to) = (name_of(&record.from), name_of(&record.to));
     if record.from == record.to {
-        if record.options.scope.is_some() {
-            return Err(Error::config("an upgrade reaches all connections: no scope").into());
-        }
         return upgrade::go(swap);
     }
     let ways = Ways::of(&record)?;
@@ -75,6 +85,8 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
     let is_default = ways.is_default(&from)?;
     swap.attach_new(&kind::Options { default: is_default, ..Default::default() })?;
     ways.turn(&record.to)?;
+    // Who waits for what is wanted again may have it.
+    late::forget(|old, _| old == to);
     let mut work = Work::begin(swap)?;
     unretire(&record.to);
     let new = Algorithm::find(&to, &work.iterators)?;
@@ -93,11 +105,11 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         flags |= INCLUDE_CHOSEN;
     }
     let no_ecn_to = no_ecn.as_ref().map_or("", |a| a.name.as_str());
-    let only = asked.map_or(Ok(None), Scope::namespace)?.map(|ns| ns.inode);
+    let only = Scope::namespace_of(asked)?.map(|ns| ns.inode);
     let filter = asked.map_or(Ok(Filter::default()), Scope::resolve)?;
     let what = Move { from: &from, to: &to, no_ecn_to, flags, netns: only, filter };
     let undo = Undos::of(&record)?;
-    work.passes(&what, |work, ns| {
+    let change = |work: &mut Work<'_, '_>, ns: &Netns| {
         if !ways.defaults() || only.is_some_and(|only| only != ns.inode) {
             return Ok(false);
         }
@@ -109,26 +121,49 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         }
         undo.hand_on(ns)?;
         ns.enter(|| default::set(&to)).map(|()| true)
-    })?;
-    let mut report = work.report;
-    if asked.is_none() {
-        ways.widen(&record.to, is_default)?;
+    };
+    work.passes(&what, &change)?;
+    if ways.defaults() && !is_drained(&record, &work.report)? {
+        match late::begin(&what, asked.unwrap_or(&Scope::default()), work.progress.id) {
+            // One may have connected meanwhile.
+            Ok(()) => work.passes(&what, &change)?,
+            Err(e) => tracing::warn!("sockets that are not connected yet keep {from}: {e:#}"),
+        }
     }
-    // In part of its connections only: it stays for the others.
+    let mut report = work.report;
     if asked.is_some() {
+        // In part of its connections only: it stays for the others.
         swap.forget();
         return Ok(report);
     }
+    ways.widen(&record.to, is_default)?;
     if !is_kernel(&record.from) {
         retire(&record.from)?;
-        let old = swap.old()?;
-        let start = Instant::now();
-        while !is_idle(&old) && start.elapsed() < PATIENCE && report.left.is_empty() {
-            std::thread::sleep(Duration::from_millis(10));
-        }
     }
     report.retired = swap.complete()?;
     Ok(report)
+}
+
+/// Whether nobody can come late: nothing refers to the old side any more. Of the kernel's own
+/// algorithms nobody knows; two of those have nothing that would end the wait.
+fn is_drained(record: &Record, report: &Report) -> Result<bool> {
+    let from = name_of(&record.from);
+    if is_kernel(&record.from) {
+        return Ok(is_kernel(&record.to));
+    }
+    let stays = record.options.scope.is_some() || !report.left.is_empty();
+    if stays || late::all().iter().any(|(_, to)| *to == from) {
+        return Ok(false);
+    }
+    let old = crate::live::find(&record.from)?;
+    let start = Instant::now();
+    while !is_idle(&old) {
+        if start.elapsed() > PATIENCE {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(true)
 }
 
 /// Takes back what a swap has done so far.
@@ -142,6 +177,7 @@ pub fn back(swap: &mut Swap<'_>) -> Result<Report> {
     }
     unretire(&record.from);
     let (from, to) = (name_of(&record.from), name_of(&record.to));
+    late::forget(|old, new| (old, new) == (&from, &to));
     let taken = |policy: &str| Taken::of(&attached(policy)?);
     if let Some(taken) = taken(&record.to).filter(|_| record.fresh) {
         taken.switch(false)?;

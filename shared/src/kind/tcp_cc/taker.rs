@@ -4,16 +4,16 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::query::{LinkInfo, LinkTypeInfo};
-use libbpf_rs::{Link, Object, ObjectBuilder};
+use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
 
 use super::globals::Globals;
 use super::marks;
 use super::scope::Scope;
-use super::sockets::NEEDS_ECN;
+use super::sockets::{INCLUDE_CHOSEN, Move, NEEDS_ECN};
 use crate::error::{Error, Result};
 use crate::live::Live;
-use crate::{log, sys};
+use crate::sys;
 
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tcp_scope.bpf.o"));
 
@@ -37,21 +37,27 @@ impl Taker {
     /// A scope that can't be found; a kernel without cgroup programs.
     pub fn load(scope: &Scope, algorithm: &str, needs_ecn: bool) -> Result<Self> {
         let filter = scope.resolve()?;
-        let said = log::capture();
-        let fail = |e: libbpf_rs::Error| {
-            Error::failed(format!("can't load the program for new connections: {e}{}", said.tail()))
-        };
-        let mut open = ObjectBuilder::default()
-            .name("polity_scope")
-            .and_then(|b| b.open_memory(OBJECT))
-            .map_err(fail)?;
-        marks::share(&mut open).map_err(fail)?;
-        let object = open.load().map_err(fail)?;
+        let object = marks::load("polity_scope", OBJECT, "the program for new connections")?;
         let conf = Globals::of_object(&object)?;
         conf.configure(&filter.fields())?;
         let flags = if needs_ecn { NEEDS_ECN } else { 0 };
         conf.configure(&[("to", algorithm.as_bytes()), ("flags", &flags.to_ne_bytes()[..])])?;
         Ok(Self { object, conf })
+    }
+
+    /// Has it take only sockets that run `what.from`, and those when they listen, too; the swap
+    /// `id` moves them.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn only(&self, what: &Move<'_>, id: u32) -> Result<()> {
+        let flags = what.flags & (NEEDS_ECN | INCLUDE_CHOSEN);
+        self.conf.configure(&[
+            ("from", what.from.as_bytes()),
+            ("no_ecn_to", what.no_ecn_to.as_bytes()),
+            ("epoch", &(u64::from(id) << 32).to_ne_bytes()[..]),
+            ("flags", &flags.to_ne_bytes()[..]),
+        ])
     }
 
     /// Attaches it to the scope's cgroup.
@@ -64,7 +70,7 @@ impl Taker {
         let Some(program) = self.object.progs_mut().next() else {
             return Err(Error::failed("there is no program for new connections").into());
         };
-        program.attach_cgroup(cgroup.file.as_raw_fd()).map_err(|e| {
+        program.attach_cgroup(cgroup.as_raw_fd()).map_err(|e| {
             Error::failed(format!("can't attach the program for new connections: {e}")).into()
         })
     }
