@@ -3,7 +3,7 @@
 //! Everything that can fail without side effects comes first: parse, probe, open, set
 //! parameters, load. Only then is anything attached; what fails after that is undone.
 
-use libbpf_rs::{Link, MapHandle, Object};
+use libbpf_rs::{Link, MapCore, MapHandle, Object};
 
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
@@ -107,18 +107,28 @@ pub fn vacant(id: &str) -> Result<()> {
     if live::need_root("").is_err() {
         return Ok(());
     }
-    ejected(id).map(|_| ())
+    match live::named(id)? {
+        Some(there) if !is_dead(&there) => Err(already(&there).into()),
+        _ => Ok(()),
+    }
 }
 
-/// The pins of a policy called `id` that the kernel has ejected: they may be replaced.
-fn ejected(id: &str) -> Result<Option<Live>> {
-    let Some(there) = live::all()?.into_iter().find(|l| l.meta.policy == id) else {
-        return Ok(None);
-    };
-    match there.kind()?.condition(&there) {
-        Condition::Ejected(_) if there.folder.is_some() => Ok(Some(there)),
-        _ => Err(already(&there).into()),
+/// Whether all that is left of a policy are its pins, the kernel having ejected it.
+fn is_dead(live: &Live) -> bool {
+    let ejected = |kind: &dyn Kind| matches!(kind.condition(live), Condition::Ejected(_));
+    live.folder.is_some() && live.kind().is_ok_and(ejected)
+}
+
+/// Takes away what is left of ejected policies of a kind, before another comes. The pins do
+/// nothing, but when the link of a dead scheduler goes, Linux 6.18 takes off whichever one runs by
+/// then.
+fn clear_dead(kind: &str, tree: &Tree) -> Result<()> {
+    let of_kind = |l: &&Live| l.meta.manifest.policy.kind == kind;
+    for dead in live::all()?.iter().filter(of_kind).filter(|l| is_dead(l)) {
+        tracing::warn!("{} had been ejected by the kernel; its pins go", dead.meta.policy);
+        detach(dead, tree)?;
     }
+    Ok(())
 }
 
 /// A policy that this process attached.
@@ -155,13 +165,10 @@ pub fn attach_in(
     pin: bool,
 ) -> Result<Attached> {
     let id = loaded.policy.id();
-    if let Some(there) = ejected(&id)? {
-        tracing::warn!("{id} had been ejected by the kernel; its pins are replaced");
-        detach(&there, tree)?;
-    }
-    loaded.session.ready()?;
+    vacant(&id)?;
+    clear_dead(loaded.kind.name(), tree)?;
+    loaded.session.ready(tree)?;
 
-    let mut links = timing::bpf(|| loaded.session.attach(&mut loaded.object))?;
     let mut meta = Meta {
         policy: id.clone(),
         manifest: loaded.policy.manifest.clone(),
@@ -177,19 +184,26 @@ pub fn attach_in(
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     meta.record(&loaded.object);
-    for (name, link) in &links {
-        meta.links.insert(name.clone(), link.info()?.id);
+    let mut live = Live { meta, folder: None, id: 0 };
+    let links = timing::bpf(|| loaded.session.attach(&mut loaded.object));
+    if loaded.kind.ejects()
+        && let Condition::Ejected(why) = loaded.kind.condition(&live)
+    {
+        return Err(Error::ejected(format!("the kernel ejected {id} at once: {why}"))
+            .hint(crash::pointer(crash::keep(&live, &why)))
+            .into());
     }
-    let (mut record, meta) = meta.into_map()?;
-    let map_id = {
-        use libbpf_rs::MapCore;
-        record.info()?.info.id
-    };
-    let folder = match pin {
-        true => Some(timing::bpf(|| tree.pin(&id, &mut loaded.object, &mut record, &mut links))?),
-        false => None,
-    };
-    let live = Live { meta, folder, id: map_id };
+    let mut links = links?;
+    for (name, link) in &links {
+        live.meta.links.insert(name.clone(), link.info()?.id);
+    }
+    let mut record;
+    (record, live.meta) = live.meta.into_map()?;
+    live.id = record.info()?.info.id;
+    if pin {
+        let pinned = timing::bpf(|| tree.pin(&id, &mut loaded.object, &mut record, &mut links));
+        live.folder = Some(pinned?);
+    }
     let switched_on =
         loaded.session.commit(&mut loaded.object).and_then(|()| loaded.session.finish(&live));
     let attached = Attached { live, object: loaded.object, shape: loaded.shape, links, record };

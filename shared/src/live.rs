@@ -126,24 +126,26 @@ pub fn all() -> Result<Vec<Live>> {
     Ok(found)
 }
 
-/// The attached policy called `name`.
+/// The attached policy with this `kind/name`, if there is one.
+///
+/// # Errors
+/// Not root.
+pub fn named(id: &str) -> Result<Option<Live>> {
+    Ok(all()?.into_iter().find(|l| l.meta.policy == id))
+}
+
+/// The attached policy that the user calls `name`: by its `kind/name` or its folder's path.
 ///
 /// # Errors
 /// Exit status 1 when it is not attached.
 pub fn find(name: &str) -> Result<Live> {
-    let mut live = all()?;
-    // A folder's path names the policy in it.
-    let id = if live.iter().any(|l| l.meta.policy == name) {
-        name.to_owned()
-    } else {
-        crate::catalog::find(name)?.id()
-    };
-    match live.iter().position(|l| l.meta.policy == id) {
-        Some(at) => Ok(live.swap_remove(at)),
-        None => Err(Error::failed(format!("{id} is not attached"))
-            .hint("`polity status` shows what is")
-            .into()),
+    if let Some(live) = named(name)? {
+        return Ok(live);
     }
+    let id = crate::catalog::find(name)?.id();
+    named(&id)?.ok_or_else(|| {
+        Error::failed(format!("{id} is not attached")).hint("`polity status` shows what is").into()
+    })
 }
 
 /// Fails unless root runs us.

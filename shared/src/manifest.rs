@@ -102,6 +102,10 @@ pub struct Stat {
 pub struct Table {
     /// The map to fill.
     pub map: String,
+    /// What a row's fields are that it does not mention; the others are zero.
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
+    pub default: toml::Table,
 }
 
 /// Longest policy name: `bpf_` and the NUL have to fit in the kernel's TCP_CA_NAME_MAX of 16.

@@ -175,9 +175,9 @@ fn revert(kind: &dyn Kind, swap: &mut Swap<'_>) -> Result<Report> {
     let record = &swap.journal.record;
     if record.fresh
         && record.from != record.to
-        && let Some(new) = live::all()?.iter().find(|l| l.meta.policy == record.to)
+        && let Some(new) = live::named(&record.to)?
     {
-        attach::detach(new, swap.tree)?;
+        attach::detach(&new, swap.tree)?;
     }
     swap.journal.remove();
     Ok(report)
@@ -201,8 +201,7 @@ fn load(record: &Record, new: &str, params: &[Assignment]) -> Result<Option<Load
     if is_kernel(&record.to) {
         return Ok(None);
     }
-    let there = live::all()?.into_iter().find(|l| l.meta.policy == record.to);
-    let (carry, tables) = match there {
+    let (carry, tables) = match live::named(&record.to)? {
         Some(_) if record.from != record.to => return Ok(None),
         Some(old) => {
             let value = old.shape().map("carry").and_then(|m| m.value.clone());
@@ -272,7 +271,7 @@ pub fn is_kernel(side: &str) -> bool {
 
 /// `kind/name` of what the user named: attached, in the catalog, a folder or the kernel's own.
 fn name(side: &str) -> Result<String> {
-    if is_kernel(side) || live::all()?.iter().any(|l| l.meta.policy == side) {
+    if is_kernel(side) || live::named(side)?.is_some() {
         return Ok(side.to_owned());
     }
     Ok(catalog::find(side)?.id())
@@ -302,9 +301,7 @@ impl Swap<'_> {
     pub fn complete(&self) -> Result<bool> {
         self.journal.remove();
         let from = &self.journal.record.from;
-        let Some(old) = live::all()?.into_iter().find(|l| l.meta.policy == *from) else {
-            return Ok(true);
-        };
+        let Some(old) = live::named(from)? else { return Ok(true) };
         let spent = old.kind()?.is_spent(&old);
         if spent {
             attach::detach(&old, self.tree)?;

@@ -2,8 +2,9 @@
 //!
 //! The manifest names the map (`[tables.X]`, DESIGN.md section 5), its BTF says what a row may
 //! hold. Row n of an array is its element n; in a hash `key`, or the members of a key that is a
-//! struct, say where a row goes. What a row doesn't mention is zero, and so are elements without a row. A
-//! global `polity_nr_X` is set to the number of rows.
+//! struct, say where a row goes. A field that a row doesn't mention is as `default` in the manifest
+//! says, else zero; elements without a row are zero. A global `polity_nr_X` is set to the number of
+//! rows.
 //!
 //! | a field of type | takes |
 //! | --- | --- |
@@ -25,7 +26,7 @@ use toml::{Spanned, Value};
 use crate::catalog::Policy;
 use crate::cgroup;
 use crate::error::{Error, Result, from_toml};
-use crate::layout::Layout;
+use crate::layout::{Layout, Member};
 use crate::live::Live;
 use crate::manifest;
 use crate::object::{self, Opened, write_global};
@@ -88,9 +89,11 @@ impl Tables {
         let shape = live.shape();
         let copy = |(table, of): (&String, &manifest::Table)| {
             let map = live.map(&object::map_label(&of.map))?;
-            let value = |key: Vec<u8>| Some((map.lookup(&key, MapFlags::ANY).ok()??, key));
-            let entries: Entries =
-                map.keys().filter_map(value).map(|(value, key)| (key, value)).collect();
+            let entry = |key: Vec<u8>| {
+                let value = map.lookup(&key, MapFlags::ANY).ok()??;
+                Some((key, value))
+            };
+            let entries: Entries = map.keys().filter_map(entry).collect();
             let count = live.global(&shape, &count_name(table)).and_then(|n| n.as_u64());
             let count = count.map_or(entries.len(), |n| n as usize);
             Some((table.clone(), Rows::Copied(count, entries)))
@@ -151,23 +154,21 @@ pub fn images(opened: &mut Opened, policy: &Policy, given: Option<&Tables>) -> R
     let given = given.unwrap_or(&none);
     let mut images = Vec::new();
     for (table, of) in &policy.manifest.tables {
-        let (count, rows) = match given.rows.get(table) {
-            Some(Rows::Copied(count, entries)) => {
-                let (table, map, is_array) = (table.clone(), of.map.clone(), true);
-                images.push(Image { table, map, is_array, entries: entries.clone() });
-                (*count, None)
-            }
-            Some(Rows::Written(rows)) => (rows.len(), Some(rows.as_slice())),
-            None => (0, Some(&[][..])),
+        let wrong = |Wrong { at, what, hint }| match at {
+            Some(at) => Error::at(&given.file, &given.text, at, what).hint(hint),
+            None => Error::config(what).hint(hint),
         };
-        if let Some(rows) = rows {
-            images.push(image(opened, policy, table, &of.map, rows).map_err(
-                |Wrong { at, what, hint }| match at {
-                    Some(at) => Error::at(&given.file, &given.text, at, what).hint(hint),
-                    None => Error::config(what).hint(hint),
-                },
-            )?);
-        }
+        let empty = Rows::Written(Vec::new());
+        let (count, image) = match given.rows.get(table).unwrap_or(&empty) {
+            Rows::Copied(count, entries) => {
+                let (table, map, is_array) = (table.clone(), of.map.clone(), true);
+                (*count, Image { table, map, is_array, entries: entries.clone() })
+            }
+            Rows::Written(rows) => {
+                (rows.len(), image(opened, policy, table, of, rows).map_err(wrong)?)
+            }
+        };
+        images.push(image);
         if let Some(global) = opened.shape.global(&count_name(table)).cloned() {
             let count = Value::Integer(count as i64);
             write_global(
@@ -191,9 +192,10 @@ fn image(
     opened: &Opened,
     policy: &Policy,
     table: &str,
-    map: &str,
+    of: &manifest::Table,
     rows: &[Spanned<Row>],
 ) -> std::result::Result<Image, Wrong> {
+    let map = of.map.as_str();
     let unfit = |what: &str| Wrong {
         at: None,
         what: format!("{}: the map `{map}` of [tables.{table}] {what}", policy.id()),
@@ -219,44 +221,16 @@ fn image(
             hint: "take some out".into(),
         });
     }
+    let target = Target { table, key, value, is_array };
+    let blank = target.blank(&of.default).map_err(|what| Wrong {
+        at: None,
+        what: format!("{}: [tables.{table}]: {what}", policy.file().display()),
+        hint: "`default` takes what a row takes".into(),
+    })?;
     let mut entries = BTreeMap::new();
     for (n, row) in rows.iter().enumerate() {
-        let (mut k, mut v) = (vec![0; key.size()], vec![0; value.size()]);
-        for (name, given) in row.get_ref() {
-            let target = match name.get_ref().as_str() {
-                _ if is_array => put(value, &mut v, name.get_ref(), given.get_ref()),
-                "key" if key.members().is_empty() => field("key", key, given.get_ref())
-                    .map(|bytes| k.copy_from_slice(&bytes))
-                    .map(Some),
-                name if key.members().iter().any(|m| m.name == name) => {
-                    put(key, &mut k, name, given.get_ref())
-                }
-                name => put(value, &mut v, name, given.get_ref()),
-            };
-            match target {
-                Ok(Some(())) => {}
-                Ok(None) => {
-                    let members = key.members().iter().filter(|_| !is_array).chain(value.members());
-                    let names: Vec<_> = members.map(|m| m.name.as_str()).collect();
-                    return Err(Wrong {
-                        at: Some(name.span()),
-                        what: format!("a row of `{table}` has no field `{}`", name.get_ref()),
-                        hint: format!("it has: {}", names.join(", ")),
-                    });
-                }
-                Err(e) => {
-                    return Err(Wrong {
-                        at: Some(given.span()),
-                        what: format!("{e:#}"),
-                        hint: "`polity inspect` shows the map once the policy is attached".into(),
-                    });
-                }
-            }
-        }
-        if is_array {
-            k = (n as u32).to_ne_bytes().to_vec();
-        }
-        if entries.insert(k, v).is_some() {
+        let (key, value) = target.entry(n, row.get_ref(), blank.clone())?;
+        if entries.insert(key, value).is_some() {
             return Err(Wrong {
                 at: Some(row.span()),
                 what: format!("a row of `{table}` with this key is there already"),
@@ -270,6 +244,93 @@ fn image(
         }
     }
     Ok(Image { table: table.to_owned(), map: map.to_owned(), is_array, entries })
+}
+
+/// What the rows of a table become: keys and values of these types.
+struct Target<'a> {
+    table: &'a str,
+    key: &'a Layout,
+    value: &'a Layout,
+    is_array: bool,
+}
+
+impl Target<'_> {
+    /// The value of a row that mentions nothing.
+    fn blank(&self, default: &toml::Table) -> std::result::Result<Vec<u8>, String> {
+        let mut value = vec![0; self.value.size()];
+        for (name, given) in default {
+            put(self.value, &mut value, name, given)
+                .map_err(|e| format!("{e:#}"))?
+                .ok_or_else(|| format!("a row has no field `{name}`"))?;
+        }
+        Ok(value)
+    }
+
+    /// The key and the value of row `n`, whose value is `value` where it says nothing else.
+    fn entry(
+        &self,
+        n: usize,
+        row: &Row,
+        mut value: Vec<u8>,
+    ) -> std::result::Result<(Vec<u8>, Vec<u8>), Wrong> {
+        let mut key = match self.is_array {
+            true => (n as u32).to_ne_bytes().to_vec(),
+            false => vec![0; self.key.size()],
+        };
+        for (name, given) in row {
+            match self.put(&mut key, &mut value, name.get_ref(), given.get_ref()) {
+                Ok(Some(())) => {}
+                Ok(None) => {
+                    return Err(Wrong {
+                        at: Some(name.span()),
+                        what: format!(
+                            "a row of `{}` has no field `{}`",
+                            self.table,
+                            name.get_ref()
+                        ),
+                        hint: format!("it has: {}", self.fields().join(", ")),
+                    });
+                }
+                Err(e) => {
+                    return Err(Wrong {
+                        at: Some(given.span()),
+                        what: format!("{e:#}"),
+                        hint: "`polity inspect` shows the map once the policy is attached".into(),
+                    });
+                }
+            }
+        }
+        Ok((key, value))
+    }
+
+    /// Writes one field of a row to where it belongs; `None` when there is no such field.
+    fn put(
+        &self,
+        key: &mut [u8],
+        value: &mut [u8],
+        name: &str,
+        given: &Value,
+    ) -> Result<Option<()>> {
+        let in_key = self.key_members();
+        if name == "key" && !self.is_array && in_key.is_empty() {
+            key.copy_from_slice(&field(name, self.key, given)?);
+            return Ok(Some(()));
+        }
+        match in_key.iter().any(|m| m.name == name) {
+            true => put(self.key, key, name, given),
+            false => put(self.value, value, name, given),
+        }
+    }
+
+    /// The members of a key that is a struct; the key of an array is a row's number.
+    fn key_members(&self) -> &[Member] {
+        if self.is_array { &[] } else { self.key.members() }
+    }
+
+    fn fields(&self) -> Vec<&str> {
+        let members = self.key_members().iter().chain(self.value.members());
+        members.map(|m| m.name.as_str()).collect()
+    }
 }
 
 /// Writes the member called `name` into the bytes of a struct; `None` when it has none.

@@ -33,14 +33,10 @@ pub enum Generate {
 pub fn run(args: &Generate) -> Result<()> {
     match args {
         Generate::Man { folder } => man(folder),
-        Generate::Schema => print(&desired::schema()),
-        Generate::PolicySchema => print(&manifest::schema()),
-        Generate::Dashboard => print(&dashboard::json(&catalog::all().0)),
+        Generate::Schema => super::print_json(&desired::schema()),
+        Generate::PolicySchema => super::print_json(&manifest::schema()),
+        Generate::Dashboard => super::print_json(&dashboard::json(&catalog::all().0)),
     }
-}
-
-fn print(value: &impl serde::Serialize) -> Result<()> {
-    super::print_json(value)
 }
 
 /// A page for the program and one for each command.

@@ -17,6 +17,7 @@ use crate::object::{self, Opened};
 use crate::shape::Shape;
 use crate::swap::{self, Report, Swap};
 use crate::tables::Tables;
+use crate::tree::Tree;
 
 pub mod lsm;
 #[cfg(feature = "test-kinds")]
@@ -275,7 +276,7 @@ pub trait Session {
     ///
     /// # Errors
     /// Says who stands in the way.
-    fn ready(&mut self) -> Result<()> {
+    fn ready(&mut self, _tree: &Tree) -> Result<()> {
         Ok(())
     }
 

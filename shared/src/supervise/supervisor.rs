@@ -17,7 +17,7 @@ use crate::feed::Feed;
 use crate::kind::Condition;
 use crate::live::{self, Live};
 use crate::tree::Tree;
-use crate::{apply, attach, crash, history, mend, transaction};
+use crate::{apply, attach, history, mend, transaction};
 
 /// In the history, what concerns the whole file.
 const ALL: &str = "*";
@@ -285,7 +285,6 @@ impl Kept {
             return Ok(());
         };
         kind.settle(&live);
-        crash::keep(&live, &why);
         let cleared = attach::detach(&live, &tree);
         let attached = self.keeper.take_over(&tree, &live.meta.policy, &why);
         self.found(attached)?;

@@ -1,14 +1,13 @@
-//! `schedulers/fair` under abuse: it is not ejected, and no task is lost.
+//! Schedulers under abuse: they are not ejected, and no task is lost.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use rustix::process::{Pid, Signal};
-use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::cgroups::{self, Cgroups};
-use crate::hogs::{Hogs, cpus};
+use crate::hogs::{Hogs, bind, cpus};
 use crate::polity::{Foreground, kill, run, sh, status};
 use crate::snapshot::{sched_ext, scheduler};
 use crate::trial::{campaigns, eventually, trial};
@@ -16,14 +15,22 @@ use crate::trial::{campaigns, eventually, trial};
 /// The tests.
 pub fn trials() -> Vec<Trial> {
     let runs = sched_ext().is_some() && campaigns();
-    vec![trial("abuse::fair_stands_it", fair_stands_it).with_ignored_flag(!runs)]
+    let stands_it = |name: &'static str, args: &'static [&'static str]| {
+        trial(format!("abuse::{name}_stands_it"), move || stands_it(name, args))
+            .with_ignored_flag(!runs)
+    };
+    vec![stands_it("fair", &[]), stands_it("layers", &["--tables", LAYERS])]
 }
 
-const FAIR: &str = "schedulers/fair";
+/// All that is done is done to who has but the CPU that goes and comes.
+const LAYERS: &str = "/tmp/abuse.toml";
+const ROWS: &str = "[[schedulers.layers.layers]]\nname = \"abused\"\ncomm = \"sh\"\ncpus = \"1\"\n";
 
 /// Four busy processes a CPU, and all of it done to them one after the other.
-fn fair_stands_it() {
-    let host = Foreground::start(&[FAIR]);
+fn stands_it(name: &str, args: &[&str]) {
+    fs::write(LAYERS, ROWS).unwrap();
+    let policy = format!("schedulers/{name}");
+    let host = Foreground::start(&[&[policy.as_str()], args].concat());
     let hogs = Hogs::start(4 * cpus(), &[]);
     let abuses: [(&str, &dyn Fn()); 7] = [
         ("changes of affinity", &|| affinity_storm(&hogs)),
@@ -34,16 +41,17 @@ fn fair_stands_it() {
         ("forks", &fork_storm),
         ("a host that is stopped", &|| stopped_host(&host)),
     ];
-    for (name, abuse) in abuses {
+    for (what, abuse) in abuses {
         let start = Instant::now();
         abuse();
-        assert_eq!(scheduler(), "fair", "after {name}: {:?}, {}", status(FAIR), host.said());
-        hogs.assert_all_run(name);
-        eprintln!("{:6.1} s  {name}", start.elapsed().as_secs_f64());
+        assert_eq!(scheduler(), name, "after {what}: {:?}, {}", status(&policy), host.said());
+        hogs.assert_all_run(what);
+        eprintln!("{:6.1} s  {what}", start.elapsed().as_secs_f64());
     }
     drop(hogs);
     assert_eq!(host.end(Signal::INT), 0);
     eventually("it is gone", || sched_ext().as_deref() == Some("disabled"));
+    fs::remove_file(LAYERS).unwrap();
 }
 
 /// How often: all with `ci/test --full`, else a sample, a smaller one on all kernels but the newest.
@@ -63,12 +71,6 @@ impl Lcg {
         self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (self.0 >> 33) as usize % n
     }
-}
-
-fn bind(pid: u32, cpus: impl IntoIterator<Item = usize>) {
-    let mut set = CpuSet::new();
-    cpus.into_iter().for_each(|cpu| set.set(cpu));
-    sched_setaffinity(Pid::from_raw(pid as i32), &set).unwrap();
 }
 
 fn affinity_storm(hogs: &Hogs) {

@@ -201,7 +201,7 @@ fn reload_under_fire() {
     guard("lsm/fs-deny");
     wants(&guarded());
     apply().ok();
-    let reloads = if full() { 10_000 } else { 15 };
+    let reloads = if full() { 10_000 } else { 8 };
     let hammer = Hammer::start(4);
     for n in 0..reloads {
         let other =

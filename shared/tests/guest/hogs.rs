@@ -4,6 +4,9 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_setaffinity};
+
 /// They live as long as the value.
 pub struct Hogs(Vec<Child>);
 
@@ -54,6 +57,13 @@ impl Drop for Hogs {
             let _ = child.wait();
         }
     }
+}
+
+/// Binds a process to some CPUs.
+pub fn bind(pid: u32, cpus: impl IntoIterator<Item = usize>) {
+    let mut set = CpuSet::new();
+    cpus.into_iter().for_each(|cpu| set.set(cpu));
+    sched_setaffinity(Pid::from_raw(pid as i32), &set).unwrap();
 }
 
 /// How many CPUs there are.

@@ -23,11 +23,8 @@ pub fn trials() -> Vec<Trial> {
     let builtin = builtin();
     let campaign = |policy: &'static str, default: bool| {
         let name = format!("killed::{policy}{}", if default { " --default" } else { "" });
-        // With --default a sample has all that it has without; every attach of file rules takes long.
-        let sampled = match policy {
-            "tcp-cc/dctcp" => default,
-            _ => campaigns() || !policy.starts_with("lsm/"),
-        };
+        // With --default a sample has all that it has without.
+        let sampled = campaigns() && (default || !policy.starts_with("tcp-cc/"));
         let runs = builtin.iter().any(|p| p == policy)
             && (full() || sampled)
             && (sched_ext().is_some() || !policy.starts_with("schedulers/"));

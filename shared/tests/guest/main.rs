@@ -22,6 +22,7 @@ mod foreign;
 mod hogs;
 mod inspect;
 mod killed;
+mod layers;
 mod load;
 mod polity;
 mod qdisc;
@@ -54,7 +55,7 @@ use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
     let args = Arguments::from_args();
-    let trials = if in_guest() { all() } else { Vec::new() };
+    let trials = if in_guest() { part(all()) } else { Vec::new() };
     if trials.is_empty() {
         eprintln!("the guest tests run inside the VM: ci/test");
     }
@@ -64,6 +65,15 @@ fn main() -> ExitCode {
 /// The request of `vm` lies in every guest and on no other machine.
 fn in_guest() -> bool {
     Path::new("/.vm/job.toml").exists()
+}
+
+/// Those that are this guest's, where several share them: `POLITY_PART=1/2` is every other one.
+fn part(trials: Vec<Trial>) -> Vec<Trial> {
+    let part = std::env::var("POLITY_PART").unwrap_or_default();
+    let Some((k, n)) = part.split_once('/') else { return trials };
+    let (k, n): (usize, usize) = (k.parse().expect("K of K/N"), n.parse().expect("N of K/N"));
+    let mine = |(at, trial)| (at % n + 1 == k).then_some(trial);
+    trials.into_iter().enumerate().filter_map(mine).collect()
 }
 
 fn all() -> Vec<Trial> {
@@ -97,6 +107,7 @@ fn all() -> Vec<Trial> {
     trials.extend(trace::trials());
     trials.extend(sched_swap::trials());
     trials.extend(shares::trials());
+    trials.extend(layers::trials());
     trials.extend(abuse::trials());
     trials.extend(scripts::trials());
     trials.extend(killed::trials());

@@ -1,7 +1,6 @@
 //! Why the kernel took a scheduler off: what `UEI_RECORD` keeps in its `ops.exit`.
 
-use libbpf_rs::{MapCore, Object};
-use serde_json::Value;
+use libbpf_rs::MapCore;
 
 use crate::error::Result;
 use crate::layout::Layout;
@@ -32,18 +31,7 @@ impl ExitRecord {
     /// That of an attached scheduler, where it has one.
     pub fn of(live: &Live) -> Option<Self> {
         let shape = live.shape();
-        Self::from_json(&live.global(&shape, &record(&shape)?.name)?)
-    }
-
-    /// That of a scheduler which this process has loaded.
-    pub fn read(object: &Object) -> Option<Self> {
-        let shape = Shape::of(&object.btf().ok()??);
-        let global = record(&shape)?;
-        let value = section(object, &global.section)?;
-        Self::from_json(&global.layout.json(value.get(global.offset..)?))
-    }
-
-    fn from_json(record: &Value) -> Option<Self> {
+        let record = live.global(&shape, &record(&shape)?.name)?;
         let text = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
         Some(Self {
             kind: record["kind"].as_i64()?,
@@ -75,14 +63,8 @@ pub fn dump_of(live: &Live) -> Option<String> {
     let map = live.map(&object::map_label(&dump_section(&lengths(&shape).next()?.name)))?;
     let mut value = vec![0; map.value_size() as usize];
     sys::map_lookup(&map, &0u32.to_ne_bytes(), &mut value).ok()?;
-    Some(text(&value))
-}
-
-/// The same of a scheduler which this process has loaded.
-pub fn read_dump(object: &Object) -> Option<String> {
-    let shape = Shape::of(&object.btf().ok()??);
-    let name = lengths(&shape).next()?.name.clone();
-    Some(text(&section(object, &dump_section(&name))?))
+    let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
+    Some(String::from_utf8_lossy(&value[..end]).into_owned())
 }
 
 /// Gives each `UEI_DEFINE` room for the kernel's dump.
@@ -117,17 +99,4 @@ fn record(shape: &Shape) -> Option<&Global> {
     let is_record =
         |l: &Layout| matches!(l, Layout::Struct { name, .. } if name == "user_exit_info");
     shape.globals.iter().find(|g| is_record(&g.layout))
-}
-
-/// The bytes of a data section of a loaded object.
-fn section(object: &Object, name: &str) -> Option<Vec<u8>> {
-    let map = object.maps().find(|m| object::is_section(&m.name().to_string_lossy(), name))?;
-    let mut value = vec![0; map.value_size() as usize];
-    sys::map_lookup(&map, &0u32.to_ne_bytes(), &mut value).ok()?;
-    Some(value)
-}
-
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }

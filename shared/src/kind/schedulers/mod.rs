@@ -6,8 +6,8 @@ use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
 
 use super::{Condition, Kind, Options, Session, attach_programs, attach_struct_ops};
+use crate::attach;
 use crate::catalog::Policy;
-use crate::crash::{self, Crash};
 use crate::error::{Error, Result};
 use crate::holders;
 use crate::kernel::{Fact, Kernel, read};
@@ -15,6 +15,7 @@ use crate::live::{self, Live};
 use crate::object::{self, Opened};
 use crate::swap::{Options as SwapOptions, Report, Swap};
 use crate::timing;
+use crate::tree::Tree;
 
 mod exit;
 mod swap;
@@ -181,13 +182,18 @@ impl Kind for Schedulers {
     }
 }
 
+/// The policy of ours that runs as `name`.
+fn ours(name: &str) -> Result<Option<Live>> {
+    let is_it = |l: &Live| {
+        let policy = &l.meta.manifest.policy;
+        policy.kind == "schedulers" && ops_name(&policy.name) == name
+    };
+    Ok(live::all()?.into_iter().find(is_it))
+}
+
 /// Who attached the scheduler called `name`, in words.
 fn owner(kernel: &Kernel, name: &str) -> String {
-    let ours = live::all().unwrap_or_default().into_iter().find(|l| {
-        l.meta.manifest.policy.kind == "schedulers"
-            && ops_name(&l.meta.manifest.policy.name) == name
-    });
-    match ours.map(|live| (live.meta.pid, live.meta.time)) {
+    match ours(name).ok().flatten().map(|live| (live.meta.pid, live.meta.time)) {
         Some((Some(pid), _)) => format!("polity run (process {pid})"),
         Some((None, time)) => format!("polity, {time}"),
         None => holders::of_struct_ops(kernel, OPS).unwrap_or_else(|| "another program".to_owned()),
@@ -227,8 +233,7 @@ impl Session for Scheduler {
         exit::size_dumps(opened)
     }
 
-    fn ready(&mut self) -> Result<()> {
-        bury()?;
+    fn ready(&mut self, tree: &Tree) -> Result<()> {
         let Some(name) = running().filter(|_| state().as_deref() != Some("disabled")) else {
             return Ok(());
         };
@@ -240,7 +245,7 @@ impl Session for Scheduler {
         if !self.replace {
             return Err(blocked.hint("detach it first, or take over with --replace").into());
         }
-        replace(&name).map_err(|e| e.context(blocked.to_string()))
+        replace(&name, tree).map_err(|e| e.context(blocked.to_string()))
     }
 
     fn attach(&mut self, object: &mut Object) -> Result<Vec<(String, Link)>> {
@@ -250,53 +255,17 @@ impl Session for Scheduler {
             &self.ops,
             "another scheduler is running: `polity doctor` says whose",
         )?);
-        // The call returns when the kernel has enabled it, or has already ejected it again.
-        let Some(exit) = ExitRecord::read(object).filter(|exit| exit.kind != 0) else {
-            return Ok(links);
-        };
-        let why = exit.to_string();
-        let crash = Crash {
-            policy: &self.id,
-            attached: &crate::time::now(),
-            why: &why,
-            params: Value::Null,
-            stats: Value::Null,
-            dump: exit::read_dump(object),
-        };
-        Err(Error::ejected(format!("the kernel ejected {} at once: {why}", self.id))
-            .hint(crash::pointer(crash.keep()))
-            .into())
+        // The call returned when the kernel had enabled it, or had already ejected it again.
+        Ok(links)
     }
-}
-
-/// Removes the pins of schedulers that the kernel has ejected. They do nothing, but when the link of
-/// a dead scheduler goes, Linux 6.18 takes off whichever one runs by then.
-fn bury() -> Result<()> {
-    for live in live::all()?.iter().filter(|l| l.meta.manifest.policy.kind == "schedulers") {
-        if let (Condition::Ejected(why), Some(folder)) = (Schedulers.condition(live), &live.folder)
-        {
-            crash::keep(live, &why);
-            tracing::warn!("{} had been ejected by the kernel; its pins go", live.meta.policy);
-            crate::tree::unpin(folder, None);
-            Schedulers.settle(live);
-        }
-    }
-    Ok(())
 }
 
 /// Takes the running scheduler off to make room, when it is ours to take.
-fn replace(name: &str) -> Result<()> {
-    for live in live::all()? {
-        if live.meta.manifest.policy.kind == "schedulers"
-            && ops_name(&live.meta.manifest.policy.name) == name
-            && let Some(folder) = &live.folder
-        {
-            crate::tree::unpin(folder, None);
-            Schedulers.settle(&live);
-            return Ok(());
-        }
+fn replace(name: &str, tree: &Tree) -> Result<()> {
+    match ours(name)?.filter(|l| l.folder.is_some()) {
+        Some(live) => attach::detach(&live, tree),
+        None => Err(Error::failed("it is held by a process outside this polity's reach")
+            .hint("stop that process; `bpftool link` shows who holds the link")
+            .into()),
     }
-    Err(Error::failed("it is held by a process outside this polity's reach")
-        .hint("stop that process; `bpftool link` shows who holds the link")
-        .into())
 }

@@ -21,6 +21,7 @@ use crate::live::Live;
 use crate::object::{self, Opened};
 use crate::shape::Shape;
 use crate::swap::{Report, Swap};
+use crate::tree::Tree;
 
 pub mod algorithm;
 pub mod default;
@@ -303,7 +304,7 @@ impl Session for Registration {
         Ok(())
     }
 
-    fn ready(&mut self) -> Result<()> {
+    fn ready(&mut self, _tree: &Tree) -> Result<()> {
         if default::available().contains(&self.name) {
             return Err(Error::failed(format!(
                 "the algorithm name `{}` is already taken",

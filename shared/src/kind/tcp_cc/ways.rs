@@ -15,7 +15,7 @@ use crate::tree;
 
 /// The policy, where it is attached.
 pub fn attached(policy: &str) -> Option<Live> {
-    live::all().ok()?.into_iter().find(|l| l.meta.policy == policy)
+    live::named(policy).ok().flatten()
 }
 
 /// The old side, and the scope that is asked for.
