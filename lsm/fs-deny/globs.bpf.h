@@ -97,7 +97,9 @@ GLOBAL int deny_match_names(struct walk *w)
 			w->hits |= edge->clear;
 			note_near(w, w->child);
 		}
-		at = edge && edge->more ? at + 1 : at / DENY_ALIKE * DENY_ALIKE + DENY_ALIKE;
+		if (!edge || !edge->more)
+			at |= DENY_ALIKE - 1;
+		at += 1 + set->zero;
 	}
 	globs_of(w->st.mask) &= ~w->hits;
 	return 0;
