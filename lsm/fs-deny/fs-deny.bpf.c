@@ -311,11 +311,12 @@ int BPF_PROG(on_sb_mount, const char *dev_name, const struct path *path, const c
 		return ret;
 	if (flags & (MS_REMOUNT | MS_PROPAGATION))
 		return check(path->dentry, path->dentry->d_inode, OP(mount));
-	return check_mount(path->dentry, OP(mount) | OP(DENY_PIN));
+	return check_mount(path->dentry, OP(mount) | OP(DENY_PIN) | OP(DENY_COVER));
 }
 
 SEC("lsm/move_mount")
 int BPF_PROG(on_move_mount, const struct path *from_path, const struct path *to_path, int ret)
 {
-	return ret ?: check_mount(to_path->dentry, OP(mount) | OP(DENY_PIN));
+	return ret ?: check_mount(to_path->dentry,
+				  OP(mount) | OP(DENY_PIN) | OP(DENY_COVER));
 }

@@ -69,6 +69,7 @@ struct {								\
 
 DENY_HASH(anchors, struct deny_object, u32);	/* -> node */
 DENY_HASH(names, struct deny_name, u32);	/* -> node */
+DENY_HASH(globs, struct deny_pattern, struct deny_edge);
 DENY_HASH(labels, struct deny_label, u32);	/* -> effect */
 DENY_HASH(owners, struct deny_owner, u32);	/* -> rule */
 DENY_ARRAY(nodes, struct deny_node);
@@ -79,6 +80,8 @@ DENY_ARRAY(rules, struct deny_rule);
 /* clang leaves a type out of BTF that only the template of an inner map mentions. */
 struct deny_types {
 	struct deny_name name;
+	struct deny_pattern pattern;
+	struct deny_edge edge;
 	struct deny_label label;
 	struct deny_owner owner;
 	struct deny_node node;

@@ -9,6 +9,11 @@
  * itself and all beneath it, so what applies to an object is a fold over its ancestors, and the
  * result for a directory can be cached as one mask.
  *
+ * Globs are an automaton over the names on the way down. That it has got as far as some place in a
+ * glob is a bit of the same mask, a *spot*: it is set, cleared, inherited, cached and kept like a
+ * class that no operation is about. All bits of globs are in one word. From a spot, the pattern of the next name (an *edge*) leads to
+ * the next spot, or to the class.
+ *
  * The host's side of every type here is shared/src/kind/lsm/fill.rs.
  */
 #ifndef __FS_DENY_MODEL_H
@@ -16,6 +21,10 @@
 
 #define DENY_WORDS	4		/* 256 classes */
 #define DENY_BLOOM_BITS	21		/* 100,000 anchors leave it 95 % empty */
+#define DENY_GLOB_WORD	(DENY_WORDS - 1)
+#define DENY_SHAPES	64		/* of the patterns in globs */
+#define DENY_ALIKE	64		/* edges of one pattern */
+#define DENY_EXACT	(1U << 16)	/* the shape of a pattern that is a name */
 #define DENY_RULE_NAME	32
 #define DENY_PATH	256
 #define DENY_MAX_ERRNO	4095
@@ -25,6 +34,8 @@ enum deny_op {
 	read, write, exec, create, delete, rename, link, chmod, chown, truncate,
 	xattr, stat, mount, ioctl, mmap_exec,
 	DENY_NR_OPS,
+	DENY_COVER = 24,		/* not an operation: would a mount here end what a glob is about? */
+	DENY_GLOBS = 25,		/* not an operation: the names of children are matched */
 	DENY_LATE = 26,			/* not an operation: by a descriptor that is there already */
 	DENY_ROOTS = 27,		/* not an operation: a child is the root of a mount, see mounts.bpf.h */
 	DENY_MOVE = 28,			/* not an operation: would fewer rules hold for it there? */
@@ -62,6 +73,22 @@ struct deny_name {
 	u64 hash;
 	u32 parent;
 	u32 len;
+};
+
+/* Names begin and end in so many bytes, or are those. */
+struct deny_pattern {
+	u64 hash;			/* of the beginning, then of the end */
+	u32 shape;			/* bytes of the beginning, of the end << 8, DENY_EXACT */
+	u16 len;			/* of the name, with DENY_EXACT */
+	u16 more;			/* which of those that are alike */
+};
+
+/* What a name that matches does to the state, where one of these spots has been reached. */
+struct deny_edge {
+	u64 from;
+	u64 set;
+	u64 clear;
+	u64 more;			/* whether there is another of the same pattern */
 };
 
 struct deny_label {
@@ -123,8 +150,19 @@ struct deny_set {
 	struct deny_mask op[DENY_NR_OPS];
 	struct deny_mask need[DENY_NR_SUBJECTS];
 	struct deny_mask negated[DENY_NR_SUBJECTS];
+	u64 spots;			/* bits of globs that are no classes */
+	u64 once;			/* spots from which only the very next name leads on */
+	u64 everywhere;			/* spots at which every file system begins */
+	u64 nameless;			/* classes of what has no name, if those lead to them */
+	u64 spoil;			/* spots that lead to holes */
+	u32 nr_shapes;			/* 0: there are no globs */
+	u32 spare;
+	u32 shapes[DENY_SHAPES];
 	u64 bloom[1 << (DENY_BLOOM_BITS - 6)];
 };
+
+/* The bits of globs in a mask. */
+#define globs_of(mask)	((mask).w[DENY_GLOB_WORD])
 
 /* What the rules say about one object. */
 struct deny_state {

@@ -12,7 +12,7 @@
 #ifndef __FS_DENY_MOUNTS_H
 #define __FS_DENY_MOUNTS_H
 
-#include "object.bpf.h"
+#include "globs.bpf.h"
 
 #define MAX_MOUNTS	(1 << 20)	/* of one file system */
 #define MOUNT_DEPTH	4096
@@ -168,7 +168,8 @@ GLOBAL int deny_add_mount(struct walk *w, u64 mount, u64 on, u32 leaf)
 {
 	struct deny_mounted *is;
 	struct deny_object key;
-	u64 root;
+	struct deny_set *set;
+	u64 root, once;
 
 	if (!w)
 		return 0;
@@ -179,14 +180,18 @@ GLOBAL int deny_add_mount(struct walk *w, u64 mount, u64 on, u32 leaf)
 	}
 	key = identity(as_mount(on)->mnt_mountpoint->d_inode);
 	is = bpf_map_lookup_elem(&mounted, &key);
-	if (!is)
+	set = set_of(w->gen);
+	if (!is || !set)
 		return 0;
+	once = globs_of(w->st.mask) & set->once;
 	for (int i = 0; i < DENY_WORDS; i++)
 		w->st.mask.w[i] |= is->st.mask.w[i];
 	w->st.near = is->st.near;
-	w->near_at = root;
+	note_near(w, root);
 	/* Names go on only from the mount itself. */
-	if (root == w->child && !leaf && mount == on) {
+	if (root != w->child || leaf || mount != on) {
+		globs_of(w->st.mask) &= ~set->once | once;
+	} else {
 		w->st.node = is->st.node;
 		w->st.flags = is->st.flags & OP(DENY_NAMES);
 	}
@@ -234,6 +239,7 @@ GLOBAL int deny_begin(struct walk *w)
 		return 0;
 	if (set->noted)
 		deny_below(w, 0);
+	begin_globs(w, set);
 	if (!set->has_labels)
 		return 0;
 	sb = as_dentry(w->child)->d_sb;
@@ -266,7 +272,7 @@ GLOBAL int deny_note_mount(struct walk *w)
 	if (!set || !w->inode)
 		return 0;
 	for (int i = 0; i < DENY_WORDS; i++)
-		any |= w->st.mask.w[i];
+		any |= w->st.mask.w[i] & ~(i == DENY_GLOB_WORD ? set->everywhere : 0);
 	key = identity(as_inode(w->inode));
 	if (!any && !(w->st.flags & OP(DENY_NAMES))) {
 		bpf_map_delete_elem(&mounted, &key);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the rules say of one dentry: which node it is, and what that does to the state above it.
+ * One object: what the kernel calls it, which node it is, what that does to the state above it.
  *
  * Two habits keep the verifier's work small. Functions that are global (not static) are verified
  * once and not at every call; kernel pointers reach them as numbers inside struct walk and are
@@ -11,16 +11,9 @@
 #define __FS_DENY_OBJECT_H
 
 #include "maps.bpf.h"
+#include "question.bpf.h"
 
 #define GLOBAL		__weak __noinline
-
-/* Whose access it is; addresses are numbers, 0: none. */
-struct deny_caller {
-	u64 exe;		/* struct file */
-	u64 cgroup;		/* struct cgroup */
-	u32 uid;
-	u32 gid;
-};
 
 /* One decision. */
 struct walk {
@@ -28,20 +21,17 @@ struct walk {
 	u64 dentry;		/* what the hook asks about */
 	u64 inode;		/* its inode, 0 for a name that is to be made */
 	u64 dir;		/* the directory whose state is wanted */
-	u64 child;		/* the dentry that deny_step() comes to */
+	u64 child;		/* the dentry that step() comes to */
 	u64 stamp;		/* what a cached directory must carry; 0: use none */
 	u64 hits;		/* levels above dir whose inode may be an anchor */
-	u64 print;		/* of the chain walked: every dentry and its own sequence */
 	u32 depth;		/* levels of it */
 	u32 ops;		/* one bit for each right that is asked for */
-	u32 asked;		/* a question: tell the verdict, count and report nothing */
-	u32 roots;		/* a child of dir is the root of a mount under the rules */
+	u8 asked;		/* a question: tell the verdict, count and report nothing */
+	u8 roots;		/* a child of dir is the root of a mount under the rules */
+	u8 exe_known;
 	struct deny_state st;
-	u64 near_at;		/* the dentry of the node st.near */
 	struct deny_mask hit;	/* classes that it falls under, of those asked about */
-	struct deny_caller who;
-	u32 exe;		/* effect that names the classes with its program */
-	u32 exe_known;
+	u32 exe;		/* effect that names the classes with the caller's program */
 };
 
 static __always_inline struct dentry *as_dentry(u64 address)
@@ -153,6 +143,19 @@ GLOBAL int deny_add_label(u64 gen, struct deny_mask *mask, u64 kind, u64 value)
 	return 0;
 }
 
+/* For those who ask: where the rules that hold are anchored. */
+static __always_inline void note_near(struct walk *w, u64 dentry)
+{
+	struct deny_question *q;
+	u32 zero = 0;
+
+	if (!w->asked)
+		return;
+	q = bpf_map_lookup_elem(&questions, &zero);
+	if (q)
+		q->near_at = dentry;
+}
+
 static __always_inline void apply(struct walk *w, u32 id)
 {
 	struct deny_effect *effect;
@@ -170,7 +173,7 @@ static __always_inline void apply(struct walk *w, u32 id)
 	for (int i = 0; i < DENY_WORDS; i++)
 		w->st.mask.w[i] = (w->st.mask.w[i] & ~effect->clear.w[i]) | effect->set.w[i];
 	w->st.near = id;
-	w->near_at = w->child;
+	note_near(w, w->child);
 }
 
 static __always_inline struct deny_object identity(struct inode *inode)
@@ -200,34 +203,6 @@ static __always_inline u32 find_name(u64 gen, u64 seed, struct dentry *d, u32 pa
 	key.hash = deny_hash_name(seed, load_pointer(d->d_name.name), key.len);
 	id = rule_lookup(names, gen, &key);
 	return id ? *id : 0;
-}
-
-/* From the state of a directory to that of its child, w->child. */
-GLOBAL int deny_step(struct walk *w, u64 anchored)
-{
-	u32 by_object = 0, by_name = 0;
-	struct deny_set *set;
-	struct dentry *d;
-
-	if (!w)
-		return 0;
-	d = as_dentry(w->child);
-	set = set_of(w->gen);
-	if (!set)
-		return 0;
-	if (anchored)
-		by_object = find_anchor(w->gen, d->d_inode);
-	/* The root of a mount is its mount point's node; no other root comes here with one. */
-	if (w->st.flags & OP(DENY_NAMES))
-		by_name = d->d_parent == d ? w->st.node :
-					     find_name(w->gen, set->seed, d, w->st.node);
-	w->st.flags = 0;
-	if (by_object)
-		apply(w, by_object);
-	if (by_name && by_name != by_object)
-		apply(w, by_name);
-	w->st.node = by_name ? by_name : by_object;
-	return 0;
 }
 
 static __always_inline struct dentry *ancestor(u64 address, u32 levels)

@@ -28,6 +28,14 @@ struct deny_missing {
 	u64 len;
 };
 
+/* Whose access it is; addresses are numbers, 0: none. */
+struct deny_caller {
+	u64 exe;		/* struct file */
+	u64 cgroup;		/* struct cgroup */
+	u32 uid;
+	u32 gid;
+};
+
 struct deny_question {
 	u32 fd;			/* of the object, or of the closest directory above it */
 	u32 exe;		/* of the program, or ASK_NO_FILE */
@@ -37,6 +45,8 @@ struct deny_question {
 	u32 ops;
 	u32 nr_names;
 	u32 nr_reasons;
+	struct deny_caller who;	/* this and the next filled in by the program */
+	u64 near_at;		/* the dentry of the node that the state is from */
 	s64 err;		/* the verdict; positive: there is no such descriptor */
 	struct deny_reason reasons[ASK_REASONS];
 	struct deny_missing missing[ASK_NAMES];

@@ -6,7 +6,6 @@
 #define __FS_DENY_REPORT_H
 
 #include "walk.bpf.h"
-#include "question.bpf.h"
 
 #define EVENT_DEPTH	64	/* components of a path in an event */
 #define TRIE_DEPTH	4096	/* components of a path in a rule */
@@ -145,7 +144,7 @@ GLOBAL int deny_answer(struct walk *w, u32 index, u32 what, s32 err)
 	is->what = what;
 	is->err = err;
 	is->node = w->st.near;
-	deny_put_path(&is->anchor, w->near_at ? w->near_at : w->dentry, set->zero);
+	deny_put_path(&is->anchor, q->near_at ? q->near_at : w->dentry, set->zero);
 	return 0;
 }
 
@@ -160,13 +159,14 @@ GLOBAL int deny_report(struct walk *w, u32 index, u32 what, s32 err)
 		return 0;
 	if (w->asked)
 		return deny_answer(w, index, what, err);
+	rule = rule_lookup(rules, w->gen, &index);
+	/* The canary's class has none: it is the host's, and no access. */
+	if (!rule)
+		return 0;
 	if (is_denied)
 		stat_inc(denied);
 	else
 		stat_inc(audited);
-	rule = rule_lookup(rules, w->gen, &index);
-	if (!rule)
-		return 0;
 	hits = bpf_map_lookup_elem(&rule_hits, rule->name);
 	if (!hits) {
 		bpf_map_update_elem(&rule_hits, rule->name, &none, BPF_NOEXIST);

@@ -19,6 +19,7 @@
  */
 GLOBAL int deny_match(struct walk *w)
 {
+	struct deny_caller who = {};
 	struct deny_set *set;
 	struct inode *inode;
 	u64 any = 0;
@@ -31,7 +32,7 @@ GLOBAL int deny_match(struct walk *w)
 		return 0;
 	inode = as_inode(w->inode);
 	w->child = w->dentry;
-	deny_step(w, w->inode && in_bloom(set, inode));
+	step(w, w->inode && in_bloom(set, inode));
 	if (w->roots)
 		deny_below(w, 1);
 	if (w->ops & OP(DENY_DISK)) {
@@ -53,10 +54,9 @@ GLOBAL int deny_match(struct walk *w)
 	}
 	if (!any || !set->subjects)
 		return 0;
-	if (!w->asked)
-		caller_is_current(&w->who);
-	match_users(w, set);
-	match_cgroup(w, set);
+	deny_find_caller(w, &who);
+	match_users(w, set, &who);
+	match_cgroup(w, set, who.cgroup);
 	if (!is_limited(w, set, DENY_EXE))
 		return 0;
 	if (!w->exe_known)
@@ -83,17 +83,36 @@ static __always_inline int punish(struct walk *w, u64 zero)
 	return ret;
 }
 
+/* The rule of a spot that would not be reached below what is mounted here. */
+GLOBAL u32 deny_covered_rule(struct walk *w)
+{
+	struct deny_class *class;
+	struct deny_set *set;
+	u64 once;
+	u32 id;
+
+	if (!w)
+		return DENY_NO_RULE;
+	set = set_of(w->gen);
+	if (!set)
+		return DENY_NO_RULE;
+	once = globs_of(w->st.mask) & set->once & globs_of(set->keep);
+	id = DENY_GLOB_WORD * 64 + polity_log2(once & -once);
+	class = rule_lookup(classes, w->gen, &id);
+	return class ? class->rule : DENY_NO_RULE;
+}
+
 /* A directory that enforcing rules hang from stays where it is. */
 GLOBAL int deny_keep(struct walk *w)
 {
 	struct deny_node *node;
+	u32 rule;
 
 	if (!w)
 		return 0;
 	node = rule_lookup(nodes, w->gen, &w->st.node);
-	if (node)
-		deny_report(w, node->pin_rule, DENY_NO_CLASS << 16 | denied << 8 | deny_lowest_op(w->ops),
-			    -EPERM);
+	rule = node && w->ops & w->st.flags & OP(DENY_PIN) ? node->pin_rule : deny_covered_rule(w);
+	deny_report(w, rule, DENY_NO_CLASS << 16 | denied << 8 | deny_lowest_op(w->ops), -EPERM);
 	return -EPERM;
 }
 
@@ -122,7 +141,7 @@ GLOBAL int deny_verdict(struct walk *w)
 		any |= w->hit.w[i];
 	if (any && (w->asked || !is_host()))
 		ret = punish(w, set->zero);
-	if (!ret && w->inode && w->ops & w->st.flags & OP(DENY_PIN) &&
+	if (!ret && w->inode && w->ops & w->st.flags & (OP(DENY_PIN) | OP(DENY_COVER)) &&
 	    (as_inode(w->inode)->i_mode & S_IFMT) == S_IFDIR)
 		ret = deny_keep(w);
 	return ret;
@@ -139,10 +158,14 @@ static __always_inline int bounded(int ret)
 	return ret;
 }
 
-/* The classes that hold for it and that it must not be taken out of, into w->hit. */
+/*
+ * The classes that hold for it and that it must not be taken out of, into w->hit; for a directory
+ * also the spots, and of those that lead to holes the ones that it must not be taken to.
+ */
 GLOBAL int deny_is_kept(struct walk *w)
 {
 	struct deny_set *set;
+	bool is_dir;
 	u64 any = 0;
 
 	if (!w)
@@ -150,8 +173,15 @@ GLOBAL int deny_is_kept(struct walk *w)
 	set = set_of(w->gen);
 	if (!set)
 		return 0;
+	is_dir = w->inode && (as_inode(w->inode)->i_mode & S_IFMT) == S_IFDIR;
 	for (int i = 0; i < DENY_WORDS; i++)
-		any |= w->hit.w[i] = w->st.mask.w[i] & set->keep.w[i];
+		w->hit.w[i] = w->st.mask.w[i] & set->keep.w[i];
+	if (!is_dir)
+		globs_of(w->hit) &= ~set->spots;
+	for (int i = 0; i < DENY_WORDS; i++)
+		any |= w->hit.w[i];
+	if (any && is_dir)
+		globs_of(w->hit) |= set->spoil & ~globs_of(w->st.mask);
 	return !!any;
 }
 
@@ -171,11 +201,12 @@ GLOBAL int deny_match_move(struct walk *w)
 	if (!set)
 		return 0;
 	w->child = w->dentry;
-	deny_step(w, 0);
+	step(w, 0);
 	inode = as_inode(w->inode);
 	id = in_bloom(set, inode) ? find_anchor(w->gen, inode) : 0;
 	if (id)
 		apply(w, id);
+	globs_of(w->st.mask) ^= set->spoil;
 	for (int i = 0; i < DENY_WORDS; i++) {
 		u64 lost = w->hit.w[i] & ~w->st.mask.w[i];
 
@@ -188,7 +219,7 @@ GLOBAL int deny_match_move(struct walk *w)
 /* The same from its beginning. Of w->st only what the rule is found by stays. */
 static __always_inline int judge_move(struct walk *w, u64 to)
 {
-	u64 dentry = w->dentry, near_at = w->near_at;
+	u64 dentry = w->dentry;
 	u32 near = w->st.near;
 	int lost;
 
@@ -200,13 +231,12 @@ static __always_inline int judge_move(struct walk *w, u64 to)
 		__builtin_memset(&w->st, 0, sizeof(w->st));
 	lost = deny_match_move(w);
 	w->dentry = dentry;
-	w->near_at = near_at;
 	w->st.near = near;
 	return lost;
 }
 
 /* Decides in full. to: the name that it is about to get as well or instead, or 0. */
-static __noinline int judge(struct walk *w, struct inode *dir, u64 to)
+static __always_inline int judge(struct walk *w, struct inode *dir, u64 to)
 {
 	int ret, lost;
 
@@ -222,6 +252,17 @@ static __noinline int judge(struct walk *w, struct inode *dir, u64 to)
 	/* A further name, or another one, must not be a way out of the rules. */
 	lost = judge_move(w, to);
 	return lost ? deny_punish(w, lost - 1, w->ops & OP(link) ? link : rename) : 0;
+}
+
+/* Whether what is remembered of a directory leaves open what holds for a name in it. */
+static __always_inline bool may_matter(struct deny_dir *dir, u64 gen, struct dentry *dentry, u32 ops)
+{
+	u32 why = *(volatile u32 *)&dir->ops &
+		  (ops | OP(DENY_NAMES) | OP(DENY_ROOTS) | OP(DENY_GLOBS));
+
+	if (why != OP(DENY_GLOBS))
+		return why;
+	return deny_is_named(gen, load_pointer(dentry->d_name.name), dentry->d_name.len);
 }
 
 /* The rules in force, and their generation; NULL when there are none. */
@@ -259,8 +300,7 @@ static __always_inline int check_move(struct dentry *dentry, struct inode *inode
 	dir = bpf_inode_storage_get(&dirs, dir_inode, NULL, 0);
 	if (dir && !(ops & OP(DENY_DISK)) && !(seq & 1) &&
 	    *(volatile u64 *)&dir->stamp == stamp &&
-	    !(*(volatile u32 *)&dir->ops & (ops | OP(DENY_NAMES) | OP(DENY_ROOTS))) &&
-	    !(inode && in_bloom(set, inode)) &&
+	    !may_matter(dir, gen, dentry, ops) && !(inode && in_bloom(set, inode)) &&
 	    *(volatile u64 *)&dir->stamp == stamp && tree_seq() == seq)
 		return 0;
 

@@ -55,8 +55,11 @@ static __always_inline u64 chain_print(u64 print, struct dentry *d)
 	return hash_word(print, load_pointer(d->d_name.name) ^ (u64)d->d_seq.seqcount.sequence << 48);
 }
 
-/* Goes up from w->dir to the root, which it leaves in w->child. */
-GLOBAL int deny_climb(struct walk *w)
+/*
+ * Goes up from w->dir to the root, which it leaves in w->child. Gives a number that stands for the
+ * chain walked, every dentry and its own sequence; 0 when that has no end.
+ */
+GLOBAL u64 deny_climb(struct walk *w)
 {
 	u64 hits, print, bit;
 	struct deny_set *set;
@@ -82,8 +85,7 @@ GLOBAL int deny_climb(struct walk *w)
 			w->child = (u64)d;
 			w->depth = i + 1;
 			w->hits = hits;
-			w->print = print;
-			return 1;
+			return print ?: 1;
 		}
 		d = parent;
 	}
@@ -133,7 +135,7 @@ GLOBAL int deny_descend(struct walk *w, u32 levels, u32 skip)
 	bpf_for(i, 0, WALK_CHUNK) {
 		if (level < WALK_CHUNK)
 			hits &= (1ULL << (level & 63)) - 1;
-		if (level && w->st.flags & OP(DENY_NAMES)) {
+		if (level && w->st.flags & (OP(DENY_NAMES) | OP(DENY_GLOBS))) {
 			level--;
 		} else {
 			if (!hits)
@@ -141,7 +143,7 @@ GLOBAL int deny_descend(struct walk *w, u32 levels, u32 skip)
 			level = polity_log2(hits) + set->zero;
 		}
 		w->child = (u64)ancestor(w->dir, skip + level);
-		deny_step(w, hits >> (level & 63) & 1);
+		step(w, hits >> (level & 63) & 1);
 	}
 	if (level)
 		w->st.flags = w->st.node = 0;
@@ -161,10 +163,10 @@ static __always_inline int walk_to(struct walk *w)
 	bpf_for(tries, 0, WALK_TRIES) {
 		seq = tree_seq();
 		mounts = mount_seq(set);
-		if (!deny_climb(w))
+		print = deny_climb(w);
+		if (!print)
 			return WALK_FAILED;
 		deny_begin(w);
-		print = w->print;
 		skip = (w->depth - 1) / WALK_CHUNK * WALK_CHUNK;
 		bpf_for(i, 0, WALK_DEPTH / WALK_CHUNK) {
 			if (w->depth > WALK_CHUNK)
@@ -180,7 +182,7 @@ static __always_inline int walk_to(struct walk *w)
 			return WALK_STANDS;
 		}
 		/* A rename somewhere: was it in our chain? */
-		if (deny_climb(w) && w->print == print && !(mounts & 1) && mount_seq(set) == mounts)
+		if (deny_climb(w) == print && !(mounts & 1) && mount_seq(set) == mounts)
 			return WALK_HOLDS;
 		stat_inc(retries);
 	}
@@ -193,6 +195,7 @@ static __always_inline int walk_to(struct walk *w)
  */
 GLOBAL int deny_parent(struct walk *w)
 {
+	struct deny_set *set;
 	struct dentry *d;
 	int how;
 
@@ -208,14 +211,17 @@ GLOBAL int deny_parent(struct walk *w)
 	w->child = w->dentry;
 	deny_begin(w);
 	/* Undecided: the safe side, where this file system holds anything that is protected. */
-	if (w->dir != w->dentry)
+	set = set_of(w->gen);
+	if (set && w->dir != w->dentry) {
 		deny_add_label(w->gen, &w->st.mask, DENY_SUPER, d->d_sb->s_dev);
+		globs_of(w->st.mask) |= set->nameless;
+	}
 	return WALK_FAILED;
 }
 
 /*
  * The operations that some class in the mask is about, whether it is one to be kept, and whether
- * names go on from here.
+ * names go on or are matched from here.
  */
 GLOBAL u32 deny_ops_of(u64 gen, struct deny_state *st)
 {
@@ -227,7 +233,7 @@ GLOBAL u32 deny_ops_of(u64 gen, struct deny_state *st)
 		return 0;
 	for (int i = 0; i < DENY_WORDS; i++)
 		kept |= set->keep.w[i] & st->mask.w[i];
-	ops = st->flags & OP(DENY_NAMES);
+	ops = st->flags & (OP(DENY_NAMES) | OP(DENY_GLOBS));
 	if (kept)
 		ops |= OP(DENY_MOVE);
 	bpf_for(op, 0, DENY_NR_OPS) {
@@ -252,8 +258,8 @@ static __always_inline bool recall(struct deny_dir *dir, struct walk *w)
 	w->st.mask = dir->mask;
 	w->st.node = dir->node;
 	w->st.near = dir->near;
-	w->st.flags = dir->ops & OP(DENY_NAMES);
-	w->roots = dir->ops & OP(DENY_ROOTS);
+	w->st.flags = dir->ops & (OP(DENY_NAMES) | OP(DENY_GLOBS));
+	w->roots = !!(dir->ops & OP(DENY_ROOTS));
 	barrier();
 	return *(volatile u64 *)&dir->stamp == w->stamp;
 }

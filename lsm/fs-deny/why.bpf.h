@@ -46,15 +46,13 @@ static __always_inline int answer(struct deny_question *q)
 		w.dentry = make_dentry(&q->missing[i], w.dentry);
 		w.inode = 0;
 	}
-	w.who.uid = q->uid;
-	w.who.gid = q->gid;
-	w.who.exe = file_of(q->exe);
+	q->who = (struct deny_caller) { .uid = q->uid, .gid = q->gid, .exe = file_of(q->exe) };
 	file = file_of(q->cgroup);
 	if (file) {
 		struct kernfs_node *kn = bpf_rdonly_cast(as_file(file)->f_inode->i_private,
 							 bpf_core_type_id_kernel(struct kernfs_node));
 
-		w.who.cgroup = (u64)kn->priv;
+		q->who.cgroup = (u64)kn->priv;
 	}
 	return judge(&w, NULL, 0);
 }

@@ -213,6 +213,40 @@ pub fn map_write(map: &impl MapCore, offset: usize, bytes: &[u8]) -> io::Result<
     Ok(())
 }
 
+/// A page of a file, mapped privately for reading; nobody looks at it.
+pub struct Mapping(*mut core::ffi::c_void);
+
+impl Mapping {
+    /// Maps the first page.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn new(file: BorrowedFd<'_>) -> rustix::io::Result<Self> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        let (length, null) = (rustix::param::page_size(), std::ptr::null_mut());
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
+        Ok(Self(unsafe { mmap(null, length, ProtFlags::READ, MapFlags::PRIVATE, file, 0)? }))
+    }
+
+    /// Makes it executable, too.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn allow_exec(&self) -> rustix::io::Result<()> {
+        use rustix::mm::{MprotectFlags, mprotect};
+        let flags = MprotectFlags::READ | MprotectFlags::EXEC;
+        // SAFETY: the page is ours alone, and nobody has a pointer into it.
+        unsafe { mprotect(self.0, rustix::param::page_size(), flags) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the page was mapped by `new`, and nobody keeps a pointer into it.
+        let _ = unsafe { rustix::mm::munmap(self.0, rustix::param::page_size()) };
+    }
+}
+
 /// Runs a program that takes no context (`SEC("syscall")`) in this process, once.
 ///
 /// # Errors

@@ -11,6 +11,8 @@ mod campaign;
 mod catalog;
 mod cgroups;
 mod ejected;
+mod file_canary;
+mod file_globs;
 mod file_mounts;
 mod file_revoke;
 mod file_rules;
@@ -94,6 +96,8 @@ fn all() -> Vec<Trial> {
     trials.extend(ejected::trials());
     trials.extend(file_rules::trials());
     trials.extend(file_why::trials());
+    trials.extend(file_canary::trials());
+    trials.extend(file_globs::trials());
     trials.extend(file_mounts::trials());
     trials.extend(file_revoke::trials());
     trials.extend(apply::trials());

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::fill::Bytes;
-use super::model::{MOVE, PIN};
+use super::model::{COVER, MOVE, PIN};
 use super::op::Op;
 use crate::cgroup;
 use crate::error::{Error, Result};
@@ -29,8 +29,8 @@ const MISSING: usize = DENTRY + 256 + 8;
 const DENTRY: usize = 512;
 /// Where `struct deny_question` has what is answered.
 const NR_REASONS: usize = 28;
-const ERR: usize = 32;
-const FIRST_REASON: usize = 40;
+const ERR: usize = 64;
+const FIRST_REASON: usize = 72;
 /// `DENY_NO_CLASS`
 const NO_CLASS: u32 = 0xffff;
 
@@ -208,7 +208,7 @@ fn asked(op: Op, there: bool) -> u32 {
         Op::Link if there => op.bit() | MOVE,
         Op::Link => op.bit() | Op::Create.bit(),
         Op::Truncate => op.bit() | Op::Write.bit(),
-        Op::Mount => op.bit() | PIN,
+        Op::Mount => op.bit() | PIN | COVER,
         Op::MmapExec => op.bit() | Op::Exec.bit(),
         _ => op.bit(),
     }

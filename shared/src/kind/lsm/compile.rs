@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::model::{Compiled, Effect, Label, Mask, NAMES, NO_RULE, Node, Object, PIN};
+use super::model::{
+    Class, Compiled, Effect, FIRST_GLOB, Label, Mask, NAMES, NO_RULE, Node, Object, PIN, WORDS,
+};
+use super::op::Op;
 use super::plan::{Plan, Wants};
 use super::trie::NodeId;
 
@@ -23,6 +26,8 @@ pub struct Extra {
 pub struct Base {
     compiled: Compiled,
     effects: Effects,
+    /// A bit that no class has.
+    free: u32,
 }
 
 impl Base {
@@ -33,9 +38,30 @@ impl Base {
 
     /// All of it.
     pub fn with(&self, extras: &[Extra]) -> Compiled {
-        let Self { compiled: mut out, mut effects } = self.clone();
+        let Self { compiled: mut out, mut effects, .. } = self.clone();
         out.extras(extras, &mut effects);
         out.supers(&mut effects);
+        out
+    }
+
+    /// The same, and an object of the host's on which everything is denied with `errno`, by a class
+    /// without a rule, so that nothing of it is counted, and by no other.
+    pub fn with_canary(&self, extras: &[Extra], object: Object, errno: i32) -> Compiled {
+        let mut out = self.with(extras);
+        let class = self.free;
+        let ops = Op::all().fold(0, |ops, op| ops | op.bit());
+        if out.classes.len() <= class as usize {
+            out.classes.resize(class as usize + 1, Class::default());
+        }
+        out.classes[class as usize] =
+            Class { ops, audit: false, errno, rule: NO_RULE, first: NO_RULE };
+        out.op.iter_mut().for_each(|mask| mask.insert(class));
+        out.revoke.insert(class);
+        let set = Mask::default().with(class);
+        out.effects.push(Effect { set, clear: Mask([u64::MAX; WORDS]).without(set) });
+        let effect = out.effects.len() as u32 - 1;
+        out.nodes.push(Node { effect, rule: NO_RULE, pin_rule: NO_RULE, ..Node::default() });
+        out.anchors.push((object, out.nodes.len() as NodeId - 1));
         out
     }
 }
@@ -51,12 +77,13 @@ pub fn compile(
     let mut out = Compiled {
         nodes: vec![Node::default(); plan.trie.len()],
         effects: vec![Effect::default()],
-        classes: plan.classes.clone(),
+        classes: classes(plan),
         op: plan.op,
         need: plan.need,
         negated: plan.negated,
         keep: plan.keep,
         revoke: plan.revoke,
+        globs: plan.globs.clone(),
         hooks: plan.hooks.clone(),
         ..Compiled::default()
     };
@@ -100,7 +127,17 @@ pub fn compile(
         let effect = effects.index(&mut out, Effect { set: mask, clear: Mask::default() });
         out.labels.push((kind, value, effect));
     }
-    Base { compiled: out, effects }
+    Base { compiled: out, effects, free: plan.classes.len() as u32 }
+}
+
+/// By bit.
+fn classes(plan: &Plan) -> Vec<Class> {
+    let mut all = plan.classes.clone();
+    if !plan.places.is_empty() {
+        all.resize(FIRST_GLOB as usize, Class::default());
+        all.extend(&plan.places);
+    }
+    all
 }
 
 /// Effects by their content: few differ.
@@ -187,7 +224,7 @@ impl Compiled {
         let mut by_dev: HashMap<u32, Mask> = HashMap::new();
         for (object, node) in &self.anchors {
             let effect = self.nodes[*node as usize].effect;
-            let set = self.effects[effect as usize].set;
+            let set = self.globs.within_reach(self.effects[effect as usize].set);
             if !set.is_empty() {
                 let mask = by_dev.entry(object.dev).or_default();
                 *mask = mask.or(set);

@@ -7,8 +7,10 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys};
 
+use super::glob::Pattern;
+use super::globs::Change;
 use super::hash;
-use super::model::{Compiled, Label, Mask};
+use super::model::{Compiled, Label, MAX_SHAPES, Mask};
 use super::rules::{Mode, Rules};
 use crate::error::{Error, Result};
 use crate::live::Live;
@@ -76,6 +78,19 @@ impl Maps {
         Ok(String::from_utf8_lossy(name).into_owned())
     }
 
+    /// Makes an object of the rules in force none of theirs.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn forget(&self, object: super::model::Object) -> Result<()> {
+        let side = (self.generation()? & 1) as u32;
+        let inner = self.get("anchors")?.lookup(&side.to_ne_bytes(), MapFlags::ANY)?;
+        let Some(id) = inner.and_then(|id| id.try_into().ok()).map(u32::from_ne_bytes) else {
+            return Ok(());
+        };
+        Ok(MapHandle::from_map_id(id)?.delete(&object_key(object))?)
+    }
+
     /// Takes back the host's leave to read what is denied.
     pub fn revoke_leave(&self) {
         if let Ok(host) = self.get("host") {
@@ -133,6 +148,7 @@ impl Maps {
         self.hash(side, "owners", &owners(compiled))?;
         self.array(side, "nodes", &nodes(compiled))?;
         self.array(side, "effects", &effects(compiled))?;
+        self.hash(side, "globs", &globs(compiled, seed))?;
         self.array(side, "classes", &classes(compiled))?;
         self.array(side, "rules", &rule_records(rules))?;
         let sets = self.get("sets")?;
@@ -239,10 +255,14 @@ impl Bytes {
     }
 }
 
+/// `struct deny_object`
+fn object_key(object: super::model::Object) -> Vec<u8> {
+    Bytes::default().u64(object.ino).u32(object.dev).u32(object.generation).0
+}
+
 fn anchors(c: &Compiled) -> Vec<(Vec<u8>, Vec<u8>)> {
     let entry = |(object, node): &(super::model::Object, u32)| {
-        let key = Bytes::default().u64(object.ino).u32(object.dev).u32(object.generation);
-        (key.0, Bytes::default().u32(*node).0)
+        (object_key(*object), Bytes::default().u32(*node).0)
     };
     c.anchors.iter().map(entry).collect()
 }
@@ -256,6 +276,28 @@ fn names(c: &Compiled, seed: u64) -> Vec<(Vec<u8>, Vec<u8>)> {
         (key.0, Bytes::default().u32(*node).0)
     };
     c.names.iter().map(entry).collect()
+}
+
+/// `struct deny_pattern` and `struct deny_edge`
+fn globs(c: &Compiled, seed: u64) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let key = |pattern: &Pattern, nth: usize| {
+        let start = hash::name(seed, pattern.start.as_bytes());
+        let len = if pattern.exact { pattern.start.len() as u32 } else { 0 };
+        let end = hash::name(start, pattern.end.as_bytes());
+        Bytes::default().u64(end).u32(pattern.shape()).u32(len | (nth as u32) << 16).0
+    };
+    let value = |change: &Change, more: usize| {
+        let masks = [change.from, change.set, change.clear].into_iter().map(Mask::globs);
+        masks.fold(Bytes::default(), Bytes::u64).u64(more as u64).0
+    };
+    let mut all = Vec::new();
+    for (pattern, changes) in c.globs.changes() {
+        for (nth, change) in changes.iter().enumerate() {
+            let more = if nth + 1 < changes.len() { nth + 1 } else { 0 };
+            all.push((key(pattern, nth), value(change, more)));
+        }
+    }
+    all
 }
 
 fn labels(c: &Compiled, seed: u64) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -328,6 +370,14 @@ fn set(c: &Compiled, rules: &Rules, seed: u64) -> Vec<u8> {
     bytes = c.op.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
     bytes = c.need.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
     bytes = c.negated.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
+    let g = &c.globs;
+    bytes = [g.spots, g.once, g.everywhere, g.nameless, g.spoil]
+        .into_iter()
+        .map(Mask::globs)
+        .fold(bytes, Bytes::u64);
+    bytes = bytes.u32(g.shapes().len() as u32).u32(0);
+    let unused = std::iter::repeat(&0);
+    bytes = g.shapes().iter().chain(unused).take(MAX_SHAPES).fold(bytes, |b, shape| b.u32(*shape));
     let mut bloom = vec![0u64; 1 << (hash::BLOOM_BITS - 6)];
     for (object, _) in &c.anchors {
         let bit = hash::bloom(object);

@@ -1,9 +1,11 @@
 //! File rules: programs on LSM hooks, switched on together by one word of a map.
 //!
-//! `raw` and `parse` read `rules`, `plan` and `compile` turn them into classes, nodes and effects,
-//! `identify` asks the kernel what the objects are, `scan` finds those with other names, `fill`
-//! writes the maps and turns the switch. `ask` asks what the rules say, `case` is a test of that, `held` tells
-//! what is open from before. A policy without a map `anchors` has no rules of ours: all its programs are attached as they are.
+//! `raw` and `parse` read `rules` (`glob` takes globs apart), `plan` and `compile` turn them into
+//! classes, nodes and effects, `globs` into spots on the way down. `identify` asks the kernel what
+//! the objects are, `scan` finds those with other names, `fill` writes the maps and turns the
+//! switch, `canary` proves that the kernel goes by it. `ask` asks what the rules say, `case` is a
+//! test of that, `held` tells what is open from before. A policy without a map `anchors` has no
+//! rules of ours: all its programs are attached as they are.
 
 use std::path::PathBuf;
 
@@ -20,9 +22,12 @@ use crate::shape::Shape;
 use crate::sys;
 
 pub mod ask;
+pub mod canary;
 pub mod case;
 pub mod compile;
 pub mod fill;
+pub mod glob;
+pub mod globs;
 pub mod hash;
 pub mod held;
 pub mod identify;
@@ -175,6 +180,8 @@ struct Loading {
 
 /// The compiled rules and the way into the kernel.
 struct Ours {
+    /// What the proof is made on; none where no rule needs a hook.
+    canary: Option<canary::Canary>,
     base: compile::Base,
     oracle: identify::Oracle,
     maps: fill::Maps,
@@ -211,7 +218,7 @@ impl Session for Loading {
         let maps = fill::Maps::of(object)?;
         let kept = model::Compiled { op: Default::default(), ..base.with(&[]) };
         maps.fill(KEEPING, &kept, &self.rules)?;
-        self.ours = Some(Ours { base, oracle, maps });
+        self.ours = Some(Ours { canary: None, base, oracle, maps });
         Ok(())
     }
 
@@ -227,9 +234,17 @@ impl Session for Loading {
     }
 
     fn attach(&mut self, object: &mut Object) -> Result<Vec<(String, Link)>> {
-        let links = attach_programs(object)?;
-        if let Some(ours) = &self.ours {
+        #[allow(unused_mut, reason = "the tests take one away")]
+        let mut links = attach_programs(object)?;
+        #[cfg(feature = "test-kinds")]
+        if let Ok(hook) = std::env::var("POLITY_TEST_LOSE_HOOK") {
+            links.retain(|(name, _)| *name != hook);
+        }
+        if let Some(ours) = &mut self.ours {
             ours.maps.switch(KEEPING)?;
+            if !self.plan.hooks.is_empty() {
+                ours.canary = Some(canary::Canary::new(&ours.oracle)?);
+            }
         }
         self.fill_whole(WHOLE)?;
         Ok(links)
@@ -247,6 +262,10 @@ impl Session for Loading {
             self.fill_whole(generation)?;
             self.switch_on(generation)?;
         }
+        if let Some(Ours { canary: Some(canary), maps, .. }) = &self.ours {
+            let names = object.progs().filter(|p| p.autoload());
+            canary.prove(maps, names.map(|p| p.name().to_string_lossy().into_owned()))?;
+        }
         held::tell(&ask::Asker::of(object)?, &self.rules)
     }
 
@@ -260,7 +279,11 @@ impl Loading {
         let Some(ours) = &self.ours else { return Ok(()) };
         self.mounts = scan::mounts();
         let extras = scan::extras(&ours.oracle, ours.base.named())?;
-        ours.maps.fill(generation, &ours.base.with(&extras), &self.rules)
+        let compiled = match &ours.canary {
+            Some(canary) => canary.with(&ours.base, &extras),
+            None => ours.base.with(&extras),
+        };
+        ours.maps.fill(generation, &compiled, &self.rules)
     }
 
     fn switch_on(&self, generation: u64) -> Result<()> {

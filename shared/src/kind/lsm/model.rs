@@ -2,7 +2,9 @@
 //! `lsm/fs-deny/model.bpf.h`; `fill.rs` writes them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use super::globs::Globs;
 use super::op;
 
 /// 64-bit words of a mask: `DENY_WORDS`.
@@ -11,6 +13,14 @@ pub const WORDS: usize = 4;
 pub const MAX_CLASSES: usize = WORDS * 64;
 /// `DENY_NO_RULE`
 pub const NO_RULE: u32 = u32::MAX;
+/// The first of the bits that are for globs, `DENY_GLOB_WORD`, and how many those are.
+pub const FIRST_GLOB: u32 = 192;
+/// How many bits globs have.
+pub const MAX_GLOBS: usize = 64;
+/// `DENY_SHAPES`
+pub const MAX_SHAPES: usize = 64;
+/// Whether a mount would end what a glob is about: `OP(DENY_COVER)`.
+pub const COVER: u32 = 1 << 24;
 /// Whether an access takes something elsewhere: `OP(DENY_MOVE)`.
 pub const MOVE: u32 = 1 << 28;
 /// A directory that stays in place: `OP(DENY_PIN)`.
@@ -32,9 +42,21 @@ impl Mask {
         }
     }
 
+    /// It and a class.
+    #[must_use]
+    pub fn with(mut self, class: u32) -> Self {
+        self.insert(class);
+        self
+    }
+
     /// Whether a class is in it.
     pub fn has(&self, class: u32) -> bool {
         self.0.get(class as usize / 64).is_some_and(|word| word >> (class % 64) & 1 == 1)
+    }
+
+    /// The bits of globs.
+    pub fn globs(self) -> u64 {
+        self.0[FIRST_GLOB as usize / 64]
     }
 
     /// Whether no class is in it.
@@ -46,6 +68,12 @@ impl Mask {
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] | other.0[i]))
+    }
+
+    /// What is in both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] & other.0[i]))
     }
 
     /// What of it is not in `other`.
@@ -94,7 +122,7 @@ pub struct Node {
 }
 
 /// `struct deny_class`
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Class {
     /// Bits of the operations.
     pub ops: u32,
@@ -168,6 +196,8 @@ pub struct Compiled {
     pub need: [Mask; SUBJECTS],
     /// Those where it means everybody else.
     pub negated: [Mask; SUBJECTS],
+    /// Names that are matched.
+    pub globs: Arc<Globs>,
     /// Hooks to attach.
     pub hooks: BTreeSet<&'static str>,
 }

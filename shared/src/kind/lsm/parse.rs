@@ -8,6 +8,7 @@ use std::path::Path;
 use toml::Spanned;
 
 use super::case::Case;
+use super::glob::{self, Glob};
 use super::op::{self, Op};
 use super::raw::{self, Texts, spread};
 use super::rules::{ERRNOS, MAX_NAME, Mode, Object, Rule, Rules, Subject};
@@ -102,7 +103,8 @@ impl Reader<'_> {
         Ok(Rule {
             name: self.name(raw.name, index)?,
             deny,
-            object: self.object(&whole, raw.path, raw.except, raw.fstype, raw.device)?,
+            object: self
+                .object(&whole, [raw.path, raw.glob, raw.except, raw.fstype, raw.device])?,
             subject: self.subject(raw.subject)?,
             mode: raw.mode.unwrap_or(mode),
             errno: self.errno(raw.errno)?,
@@ -139,14 +141,11 @@ impl Reader<'_> {
     fn object(
         &self,
         whole: &Range<usize>,
-        path: Option<Spanned<Texts>>,
-        except: Option<Spanned<Texts>>,
-        fstype: Option<Spanned<Texts>>,
-        device: Option<Spanned<Texts>>,
+        [path, glob, except, fstype, device]: [Option<Spanned<Texts>>; 5],
     ) -> Result<Object> {
         let except_span = except.as_ref().map(Spanned::span);
-        match (path, fstype, device) {
-            (Some(path), None, None) => {
+        match (path, glob, fstype, device) {
+            (Some(path), None, None, None) => {
                 let span = path.span();
                 let paths = self.paths(path)?;
                 if paths.is_empty() {
@@ -158,23 +157,65 @@ impl Reader<'_> {
                 };
                 Ok(Object::Paths { paths, except })
             }
-            (None, fstype, device)
+            (None, Some(glob), None, None) => {
+                let span = glob.span();
+                let globs = self.globs(glob)?;
+                if globs.is_empty() {
+                    return Err(self.at(&span, "the rule has no glob").into());
+                }
+                let except = except.map_or(Ok(Vec::new()), |e| self.glob_holes(e, &globs))?;
+                Ok(Object::Globs { globs, except })
+            }
+            (None, None, fstype, device)
                 if except_span.is_some() && (fstype.is_some() || device.is_some()) =>
             {
                 let span = except_span.unwrap_or_else(|| whole.clone());
-                Err(self.at(&span, "`except` makes holes in a `path`, and there is none").into())
+                let what = "`except` makes holes in a `path` or a `glob`, and there is none";
+                Err(self.at(&span, what).into())
             }
-            (None, Some(fstype), None) => Ok(Object::FsTypes(self.fstypes(fstype)?)),
-            (None, None, Some(device)) => Ok(Object::Devices(self.devices(device)?)),
-            (None, None, None) => Err(self
+            (None, None, Some(fstype), None) => Ok(Object::FsTypes(self.fstypes(fstype)?)),
+            (None, None, None, Some(device)) => Ok(Object::Devices(self.devices(device)?)),
+            (None, None, None, None) => Err(self
                 .at(whole, "the rule does not say what it is about")
-                .hint("give it `path`, `fstype` or `device`")
+                .hint("give it `path`, `glob`, `fstype` or `device`")
                 .into()),
             _ => Err(self
-                .at(whole, "a rule is about one of `path`, `fstype` and `device`")
+                .at(whole, "a rule is about one of `path`, `glob`, `fstype` and `device`")
                 .hint("make it two rules: whatever one of them denies is denied")
                 .into()),
         }
+    }
+
+    fn globs(&self, texts: Spanned<Texts>) -> Result<Vec<Glob>> {
+        spread(texts).into_iter().map(|t| self.glob(&t)).collect()
+    }
+
+    fn glob_holes(&self, texts: Spanned<Texts>, globs: &[Glob]) -> Result<Vec<Glob>> {
+        let mut holes = Vec::new();
+        for text in spread(texts) {
+            let hole = self.glob(&text)?;
+            if globs.iter().any(|g| hole.covers(g.start.as_deref().unwrap_or("/"))) {
+                let what = format!("`{}` leaves nothing of a glob of the rule", text.get_ref());
+                let hint = "a hole is beneath what its rule is about; leave one of the two out";
+                return Err(self.at(&text.span(), what).hint(hint).into());
+            }
+            holes.push(hole);
+        }
+        Ok(holes)
+    }
+
+    fn glob(&self, text: &Spanned<String>) -> Result<Glob> {
+        let place = text.span();
+        let clean = if text.get_ref().starts_with("**/") {
+            self.path(&Spanned::new(place.clone(), format!("/{}", text.get_ref())))?
+        } else if text.get_ref().starts_with('/') || text.get_ref().is_empty() {
+            self.path(text)?
+        } else {
+            let what = format!("`{}` starts neither at / nor with **/", text.get_ref());
+            let hint = format!("`**/{}` is that name at any depth, everywhere", text.get_ref());
+            return Err(self.at(&place, what).hint(hint).into());
+        };
+        glob::parse(&clean).map_err(|(what, hint)| self.at(&place, what).hint(hint).into())
     }
 
     fn paths(&self, texts: Spanned<Texts>) -> Result<Vec<String>> {

@@ -2,12 +2,18 @@
 //! objects are.
 //!
 //! Rules that agree in everything but their paths share a class, one bit of a mask. A rule with
-//! holes has a class to itself, for a hole is a bit cleared.
+//! holes has a class to itself, for a hole is a bit cleared; so has one with globs, whose places on
+//! the way are further bits (`globs`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
-use super::model::{Class, Label, MAX_CLASSES, Mask, NO_RULE, SUBJECTS};
+use super::glob::{Glob, Part, Pattern};
+use super::globs::{Globs, Route, Tails};
+use super::model::{
+    Class, FIRST_GLOB, Label, MAX_CLASSES, MAX_GLOBS, MAX_SHAPES, Mask, NO_RULE, SUBJECTS,
+};
 use super::op::{self, Op};
 use super::rules::{Mode, Object, Rule, Rules, Subject};
 use super::trie::{Links, NodeId, Trie};
@@ -33,8 +39,10 @@ pub struct Plan {
     pub trie: Trie,
     /// What is wanted of the nodes; most want nothing.
     pub wants: HashMap<NodeId, Wants>,
-    /// By bit.
+    /// By bit, but for those of globs.
     pub classes: Vec<Class>,
+    /// Those of globs, from [`FIRST_GLOB`] on: classes, and spots.
+    pub places: Vec<Class>,
     /// File system types and the classes that are about them.
     pub fstypes: BTreeMap<String, Mask>,
     /// Devices and users, and the classes that are about them.
@@ -51,6 +59,8 @@ pub struct Plan {
     pub need: [Mask; SUBJECTS],
     /// Those where it means everybody else.
     pub negated: [Mask; SUBJECTS],
+    /// The patterns of globs, and what they lead from and to.
+    pub globs: Arc<Globs>,
     /// Hooks to attach.
     pub hooks: BTreeSet<&'static str>,
 }
@@ -76,9 +86,9 @@ struct Key<'a> {
 /// More classes than there are bits.
 pub fn plan(rules: &Rules, links: &mut dyn Links, file: &Path, text: &str) -> Result<Plan> {
     let mut plan = Plan { hooks: rules.hooks(), ..Plan::default() };
-    let mut known = HashMap::new();
+    let mut known: HashMap<_, u32> = HashMap::new();
     for (index, rule) in rules.rules.iter().enumerate() {
-        let solo = matches!(&rule.object, Object::Paths { except, .. } if !except.is_empty());
+        let solo = rule.object.has_holes() || matches!(rule.object, Object::Globs { .. });
         let key = Key {
             deny: &rule.deny,
             mode: rule.mode,
@@ -88,38 +98,54 @@ pub fn plan(rules: &Rules, links: &mut dyn Links, file: &Path, text: &str) -> Re
             revoke: rule.revoke,
             solo: solo.then_some(index),
         };
-        let next = known.len() as u32;
+        let wrong =
+            |what: String, hint: &str| Error::at(file, text, rule.span.clone(), what).hint(hint);
+        let is_glob = matches!(rule.object, Object::Globs { .. });
+        let next = match is_glob {
+            true => FIRST_GLOB + plan.places.len() as u32,
+            false => plan.classes.len() as u32,
+        };
         let class = *known.entry(key).or_insert(next);
-        if class == next {
-            if class as usize == MAX_CLASSES {
-                return Err(Error::at(
-                    file,
-                    text,
-                    rule.span.clone(),
-                    format!("more than {MAX_CLASSES} different kinds of rules"),
-                )
-                .hint("rules with the same deny, mode, errno and subject, and no `except`, are one kind")
-                .into());
-            }
+        if is_glob || class == next {
             plan.add_class(rule, index as u32, links);
         } else {
             plan.classes[class as usize].rule = NO_RULE;
         }
         plan.add_object(rule, index as u32, class, links);
+        // One is the canary's.
+        let bits = if plan.places.is_empty() { MAX_CLASSES } else { FIRST_GLOB as usize };
+        let room = bits - 1;
+        if plan.classes.len() > room {
+            return Err(wrong(
+                format!("more than {room} different kinds of rules"),
+                "rules with the same deny, mode, errno and subject, and no `except`, are one kind",
+            )
+            .into());
+        }
+        if plan.places.len() > MAX_GLOBS {
+            return Err(wrong(
+                format!("more than {MAX_GLOBS} places in globs"),
+                "each rule with globs takes one, and one for each place in them, from the first \
+                 pattern on, from which different names follow; globs in a list share those that \
+                 are alike",
+            )
+            .into());
+        }
+        if plan.globs.shapes().len() > MAX_SHAPES {
+            return Err(wrong(
+                format!("more than {MAX_SHAPES} combinations of lengths before and after a `*`"),
+                "all rules together can have patterns with so many; names without a `*` do not count",
+            )
+            .into());
+        }
     }
     Ok(plan)
 }
 
 impl Plan {
     fn add_class(&mut self, rule: &Rule, index: u32, links: &mut dyn Links) {
-        let class = self.classes.len() as u32;
-        self.classes.push(Class {
-            ops: rule.deny.iter().fold(0, |ops, op| ops | op.bit()),
-            audit: rule.mode == Mode::Audit,
-            errno: rule.errno,
-            rule: index,
-            first: index,
-        });
+        let ops = rule.deny.iter().fold(0, |ops, op| ops | op.bit());
+        let class = self.add_bit(rule, index, ops);
         if rule.keeps() {
             self.keep.insert(class);
         }
@@ -160,6 +186,119 @@ impl Plan {
         }
     }
 
+    /// A bit for a rule: a class of its own, or with no `ops` a spot.
+    fn add_bit(&mut self, rule: &Rule, index: u32, ops: u32) -> u32 {
+        let (audit, errno) = (rule.mode == Mode::Audit, rule.errno);
+        let (first, bits) = match rule.object {
+            Object::Globs { .. } => (FIRST_GLOB, &mut self.places),
+            _ => (0, &mut self.classes),
+        };
+        bits.push(Class { ops, audit, errno, rule: index, first: index });
+        first + bits.len() as u32 - 1
+    }
+
+    /// Globs begin at a node, or everywhere, and go on from spot to spot.
+    fn add_globs(
+        &mut self,
+        rule: &Rule,
+        index: u32,
+        class: u32,
+        (globs, except): (&[Glob], &[Glob]),
+        links: &mut dyn Links,
+    ) {
+        let mut route = Route::new(class);
+        for (start, tails) in by_start(globs) {
+            // A glob without a pattern is a path, and the others are beneath it.
+            let bits = match tails.contains(&[] as &[Part]) {
+                true => vec![class],
+                false => self.spots(&mut route, rule, index, tails),
+            };
+            let Some(start) = start else {
+                bits.into_iter().for_each(|spot| self.glob().begin(spot, class));
+                continue;
+            };
+            for node in self.trie.insert_followed(start, links) {
+                bits.iter().for_each(|bit| self.anchor(rule, index, *bit, node));
+            }
+        }
+        route.begin_holes();
+        let all = route.all();
+        for (start, tails) in by_start(except) {
+            let ends = tails.contains(&[] as &[Part]);
+            let bits = if ends { Vec::new() } else { self.spots(&mut route, rule, index, tails) };
+            let Some(start) = start else {
+                bits.into_iter().for_each(|spot| self.glob().everywhere.insert(spot));
+                continue;
+            };
+            for node in self.trie.insert_followed(start, links) {
+                let wants = self.wants.entry(node).or_default();
+                wants.set.extend(bits.iter().map(|spot| (*spot, index)));
+                if ends {
+                    wants.clear.extend(all.iter());
+                }
+            }
+        }
+    }
+
+    /// The spots from which any of `tails` is still to come: one if some begin with `**`, one if
+    /// others do not.
+    fn spots<'g>(
+        &mut self,
+        route: &mut Route<'g>,
+        rule: &Rule,
+        index: u32,
+        tails: Tails<'g>,
+    ) -> Vec<u32> {
+        let (deep, next): (Tails, Tails) =
+            tails.into_iter().partition(|tail| tail.first() == Some(&Part::Deep));
+        let deep: Tails = deep.into_iter().map(|tail| &tail[1..]).collect();
+        let groups = [(true, deep), (false, next)].into_iter().filter(|(_, t)| !t.is_empty());
+        groups.map(|(deep, tails)| self.spot(route, rule, index, deep, tails)).collect()
+    }
+
+    fn spot<'g>(
+        &mut self,
+        route: &mut Route<'g>,
+        rule: &Rule,
+        index: u32,
+        deep: bool,
+        tails: Tails<'g>,
+    ) -> u32 {
+        if let Some(known) = route.known(deep, &tails) {
+            return known;
+        }
+        let mut names: BTreeMap<&Pattern, Tails<'g>> = BTreeMap::new();
+        for tail in &tails {
+            if let Some((Part::Name(name), rest)) = tail.split_first() {
+                names.entry(name).or_default().insert(rest);
+            }
+        }
+        let spot = self.add_bit(rule, index, 0);
+        route.add(deep, tails, spot);
+        if self.places.len() > MAX_GLOBS {
+            // An error later on: it must only come to an end here.
+            return spot;
+        }
+        self.glob().add_spot(spot, route, deep);
+        if rule.keeps() && !route.is_hole() {
+            self.keep.insert(spot);
+        }
+        for (name, rests) in names {
+            if rests.contains(&[] as &[Part]) {
+                self.glob().arrive(spot, name, route);
+                continue;
+            }
+            for next in self.spots(route, rule, index, rests) {
+                self.glob().lead(spot, name, next);
+            }
+        }
+        spot
+    }
+
+    fn glob(&mut self) -> &mut Globs {
+        Arc::make_mut(&mut self.globs)
+    }
+
     fn add_object(&mut self, rule: &Rule, index: u32, class: u32, links: &mut dyn Links) {
         match &rule.object {
             Object::Paths { paths, except } => {
@@ -173,6 +312,9 @@ impl Plan {
                         self.wants.entry(node).or_default().clear.push(class);
                     }
                 }
+            }
+            Object::Globs { globs, except } => {
+                self.add_globs(rule, index, class, (globs, except), links);
             }
             Object::FsTypes(types) => {
                 for ty in types {
@@ -200,4 +342,13 @@ impl Plan {
             }
         }
     }
+}
+
+/// Globs by where they begin.
+fn by_start(globs: &[Glob]) -> BTreeMap<Option<&str>, Tails<'_>> {
+    let mut all: BTreeMap<_, Tails> = BTreeMap::new();
+    for glob in globs {
+        all.entry(glob.start.as_deref()).or_default().insert(&glob.tail);
+    }
+    all
 }

@@ -109,6 +109,7 @@ pub struct Rule {
     pub name: Option<Spanned<String>>,
     pub deny: Spanned<Texts>,
     pub path: Option<Spanned<Texts>>,
+    pub glob: Option<Spanned<Texts>>,
     pub except: Option<Spanned<Texts>>,
     pub fstype: Option<Spanned<Texts>>,
     pub device: Option<Spanned<Texts>>,

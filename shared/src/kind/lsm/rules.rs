@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::case::Case;
+use super::glob::Glob;
 use super::hash;
 use super::op::{self, Op};
 
@@ -39,8 +40,7 @@ impl Rules {
     pub fn hooks(&self) -> BTreeSet<&'static str> {
         let asked = self.rules.iter().flat_map(|r| &r.deny).flat_map(|op| op.hooks());
         let kept = self.rules.iter().any(Rule::keeps).then_some(op::PIN_HOOKS);
-        let paths = |r: &Rule| matches!(r.object, Object::Paths { .. });
-        let below = self.rules.iter().any(paths).then_some(op::MOUNT_HOOKS);
+        let below = self.rules.iter().any(|r| r.object.has_names()).then_some(op::MOUNT_HOOKS);
         let late = self.rules.iter().any(|r| r.revoke).then_some(op::LATE_HOOKS);
         let more = kept.into_iter().chain(below).chain(late).flatten();
         asked.chain(more).copied().collect()
@@ -104,7 +104,7 @@ impl Rule {
     /// Whether its directories, and what is beneath them, are kept in place. Audit changes nothing
     /// at all, so it keeps nothing.
     pub fn keeps(&self) -> bool {
-        self.pin && self.mode == Mode::Enforce && matches!(self.object, Object::Paths { .. })
+        self.pin && self.mode == Mode::Enforce && self.object.has_names()
     }
 }
 
@@ -124,10 +124,30 @@ pub enum Object {
         /// Holes.
         except: Vec<String>,
     },
+    /// Whatever has a name that matches, and all beneath it.
+    Globs {
+        /// Any of them.
+        globs: Vec<Glob>,
+        /// Holes.
+        except: Vec<Glob>,
+    },
     /// File systems by type, such as `ext4` or `fuse.sshfs`.
     FsTypes(Vec<String>),
     /// File systems by device, and the device nodes: major and minor number.
     Devices(Vec<(u32, u32)>),
+}
+
+impl Object {
+    /// Whether it has a place in the tree of names, and can be taken away from there.
+    pub fn has_names(&self) -> bool {
+        matches!(self, Self::Paths { .. } | Self::Globs { .. })
+    }
+
+    /// Whether it has holes.
+    pub fn has_holes(&self) -> bool {
+        matches!(self, Self::Paths { except, .. } if !except.is_empty())
+            || matches!(self, Self::Globs { except, .. } if !except.is_empty())
+    }
 }
 
 /// Whom a rule concerns: all that is given must hold.

@@ -91,10 +91,22 @@ impl<'c> Rules<'c> {
     }
 
     fn root(&self) -> State {
-        self.enter(ROOT, State::default())
+        let mask = self.compiled.globs.everywhere;
+        self.enter(ROOT, State { mask, ..State::default() })
     }
 
-    fn step(&self, state: State, name: &[u8]) -> State {
+    /// The classes that hold, without how far globs have got.
+    fn classes(&self, state: State) -> Mask {
+        state.mask.without(self.compiled.globs.spots)
+    }
+
+    /// What holds beyond that which holds for every file system.
+    fn own(&self, state: State) -> Mask {
+        state.mask.without(self.compiled.globs.everywhere)
+    }
+
+    fn step(&self, mut state: State, name: &[u8]) -> State {
+        state.mask = self.compiled.globs.step(state.mask, name);
         match self.names.get(&(state.node, name)) {
             Some(node) if state.node != 0 => self.enter(*node, state),
             _ => State { node: 0, ..state },
@@ -112,7 +124,7 @@ impl<'c> Rules<'c> {
         let mut tops = Vec::new();
         let mut todo = vec![(PathBuf::from("/"), self.root())];
         while let Some((path, state)) = todo.pop() {
-            if !state.mask.is_empty() {
+            if !self.classes(state).is_empty() {
                 tops.push(path);
                 continue;
             }
@@ -152,7 +164,7 @@ pub fn mounts() -> Option<String> {
 pub fn extras(oracle: &Oracle, compiled: &Compiled) -> Result<Vec<Extra>> {
     let rules = Rules::new(compiled);
     let tops = rules.tops();
-    if tops.is_empty() {
+    if tops.is_empty() && compiled.globs.is_empty() {
         return Ok(Vec::new());
     }
     let mounts = Process::myself()
@@ -162,11 +174,12 @@ pub fn extras(oracle: &Oracle, compiled: &Compiled) -> Result<Vec<Extra>> {
     let mut starts = tops.clone();
     for mount in search.mounts.keys() {
         let below = |top: &PathBuf| mount.starts_with(top) && mount != top;
-        if tops.iter().any(below) {
+        if tops.iter().any(below) || !rules.own(rules.at(mount)).is_empty() {
             starts.push(mount.clone());
         }
     }
     starts.sort();
+    starts.dedup();
     for start in &starts {
         let state = rules.at(start);
         search.mount(start, state)?;
@@ -210,13 +223,14 @@ impl<'c> Search<'c> {
 
     /// What is mounted at `path` belongs to the rules above it.
     fn mount(&mut self, path: &Path, state: State) -> Result<()> {
-        if path == Path::new("/") || state.mask.is_empty() || !self.mounts.contains_key(path) {
+        let mask = self.rules.own(state);
+        if path == Path::new("/") || mask.is_empty() || !self.mounts.contains_key(path) {
             return Ok(());
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let Ok(fd) = openat(CWD, path, flags, Mode::empty()) else { return Ok(()) };
         for object in self.oracle.ask(&[fd.as_fd()])?.into_iter().flatten() {
-            self.extras.push(Extra { object, mask: state.mask, near: state.near });
+            self.extras.push(Extra { object, mask, near: state.near });
         }
         Ok(())
     }
@@ -235,7 +249,8 @@ impl<'c> Search<'c> {
     /// Goes through all that is below `top` in its file system.
     fn walk(&mut self, top: &Path, state: State) -> Result<()> {
         let pseudo = |m: &MountInfo| PSEUDO.contains(&m.fs_type.as_str());
-        if self.holder(top).is_some_and(pseudo) || self.is_whole(top, state) {
+        let is_empty = self.rules.classes(state).is_empty() && state.node == 0;
+        if is_empty || self.holder(top).is_some_and(pseudo) || self.is_whole(top, state) {
             return Ok(());
         }
         let mut path = top.to_owned();
@@ -268,12 +283,13 @@ impl<'c> Search<'c> {
             let (ty, seen) = self.entry(at, name, entry.file_type());
             if let Some((key, names)) = seen
                 && names > 1
-                && !inner.mask.is_empty()
+                && !self.rules.classes(inner).is_empty()
             {
                 self.file(at, name, key, names, inner)?;
             }
             if ty != FileType::Directory
-                || (inner.mask.is_empty() && !self.rules.parents.contains_key(&inner.node))
+                || (self.rules.classes(inner).is_empty()
+                    && !self.rules.parents.contains_key(&inner.node))
             {
                 continue;
             }
@@ -351,14 +367,14 @@ impl<'c> Search<'c> {
         names: u64,
         state: State,
     ) -> Result<()> {
+        let (mask, near) = (self.rules.classes(state), state.near);
         if let Some(known) = self.linked.get_mut(&key) {
             known.met += 1;
             known.names = known.names.max(names);
-            known.alike &= known.mask == state.mask;
-            known.mask = known.mask.or(state.mask);
+            known.alike &= known.mask == mask;
+            known.mask = known.mask.or(mask);
             return Ok(());
         }
-        let (mask, near) = (state.mask, state.near);
         let new = Linked { object: None, mask, near, met: 1, names, alike: true };
         self.linked.insert(key, new);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

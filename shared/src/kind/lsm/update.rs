@@ -10,6 +10,7 @@ use libbpf_rs::Link;
 use serde_json::json;
 
 use super::ask::Asker;
+use super::canary::Canary;
 use super::compile::{Base, Extra, compile};
 use super::fill::Maps;
 use super::held;
@@ -36,6 +37,7 @@ pub struct NewRules {
     plan: Plan,
     base: Base,
     extras: Vec<Extra>,
+    canary: Option<Canary>,
     before: u64,
     /// Links to hooks that were not attached.
     links: Vec<(String, Link)>,
@@ -72,6 +74,7 @@ pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<NewRul
         plan,
         base: Base::default(),
         extras: Vec::new(),
+        canary: None,
         before,
         links: Vec::new(),
     };
@@ -79,7 +82,10 @@ pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<NewRul
     let objects = Identify::new(&new.oracle).trie(&new.plan.trie)?;
     new.base = compile(&new.plan, &objects, cgroup::id);
     new.extras = scan::extras(&new.oracle, new.base.named())?;
-    new.maps.fill(before + 1, &new.base.with(&new.extras), &new.rules)?;
+    if !new.plan.hooks.is_empty() {
+        new.canary = Some(Canary::new(&new.oracle)?);
+    }
+    new.fill(before + 1)?;
     Ok(new)
 }
 
@@ -112,6 +118,14 @@ impl NewRules {
         }
         let (mut object, _) = opened.load(policy)?;
         attach_programs(&mut object)
+    }
+
+    fn fill(&self, generation: u64) -> Result<()> {
+        let compiled = match &self.canary {
+            Some(canary) => canary.with(&self.base, &self.extras),
+            None => self.base.with(&self.extras),
+        };
+        self.maps.fill(generation, &compiled, &self.rules)
     }
 
     /// The hooks that the rules in force do not need any more.
@@ -147,7 +161,14 @@ impl Update for NewRules {
             // of does.
             self.record()?;
         }
-        self.maps.switch(self.before + 1)
+        self.maps.switch(self.before + 1)?;
+        let Some(canary) = self.canary.take() else { return Ok(()) };
+        // With the host's leave nothing would be proven.
+        self.maps.revoke_leave();
+        let needless = self.needless();
+        let links = self.meta.links.keys().filter(|name| !needless.contains(name));
+        canary.prove(&self.maps, links.cloned())?;
+        self.oracle.ask(&[]).map(drop)
     }
 
     fn back(&mut self) -> Result<()> {
@@ -179,7 +200,7 @@ impl Update for NewRules {
             }
             self.extras = extras;
             generation += 1;
-            self.maps.fill(generation, &self.base.with(&self.extras), &self.rules)?;
+            self.fill(generation)?;
             self.maps.switch(generation)?;
             if mounts == scan::mounts() {
                 break;
