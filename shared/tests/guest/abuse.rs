@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 
 use crate::cgroups::{self, Cgroups};
 use crate::hogs::{Hogs, bind, cpus};
