@@ -14,25 +14,22 @@ use serde_json::Value;
 use crate::load::{GUARDED, guard, is_guarded};
 use crate::polity::{Output, binary, polity, run, status};
 use crate::snapshot::{Snapshot, default, sched_ext};
-use crate::trial::{campaigns, eventually, full, has_lsm, trial};
+use crate::trial::{campaigns, eventually, full, has_lsm, trial, trial_in_turn};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
-    let tests: [(&str, fn()); 5] = [
-        ("all_kinds", all_kinds),
-        ("rules_in_place", rules_in_place),
-        ("reload_under_fire", reload_under_fire),
-        ("a_step_fails", a_step_fails),
-        ("killed", killed),
-    ];
-    let runs = |name: &str| match name {
-        _ if !has_lsm() => false,
-        // strace counts the calls of each thread, so only the whole campaign meets them all.
-        "a_step_fails" | "killed" => full(),
-        "reload_under_fire" => campaigns(),
-        _ => true,
-    };
-    tests.map(|(name, t)| trial(format!("apply::{name}"), t).with_ignored_flag(!runs(name))).into()
+    if !has_lsm() {
+        return Vec::new();
+    }
+    // strace counts the calls of each thread, so only the whole campaign meets them all.
+    let whole = |test: Trial| test.with_ignored_flag(!full());
+    vec![
+        trial("apply::all_kinds", all_kinds),
+        trial_in_turn("apply::rules_in_place", rules_in_place),
+        trial("apply::reload_under_fire", reload_under_fire).with_ignored_flag(!campaigns()),
+        whole(trial("apply::a_step_fails", a_step_fails)),
+        whole(trial("apply::killed", killed)),
+    ]
 }
 
 const FILE: &str = "/tmp/desired.toml";

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::polity::{polity, status};
-use crate::trial::{full, has_lsm, trial};
+use crate::trial::{full, has_lsm, trial, trial_in_turn};
 use crate::yard::{OPERATIONS, POLICY, Yard, at, can, denied, dir, fails, file, hits, read, write};
 
 /// The tests.
@@ -22,7 +22,7 @@ pub fn trials() -> Vec<Trial> {
     if !has_lsm() {
         return Vec::new();
     }
-    let mut tests = vec![trial("file_globs::names", names)];
+    let mut tests = vec![trial_in_turn("file_globs::names", names)];
     if full() {
         tests.push(trial("file_globs::operations", operations));
     }

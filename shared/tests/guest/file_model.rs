@@ -1,6 +1,6 @@
 //! Random renames, links, bind mounts, creations and removals, each held against a model of what
 //! the rules say: the model decides by names and objects of its own tree, the kernel by the policy.
-//! 3,000 operations, with `POLITY_FULL` 100,000, or `POLITY_OPERATIONS`; `POLITY_SEED` chooses them.
+//! 1,000 operations, with `POLITY_FULL` 100,000, or `POLITY_OPERATIONS`; `POLITY_SEED` chooses them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -236,7 +236,7 @@ fn random() {
     let attached = yard.attach(RULES);
     let seed = number("POLITY_SEED").unwrap_or(1);
     let mut rng = Draw(Random::new());
-    let usual = if full() { 100_000 } else { 3_000 };
+    let usual = if full() { 100_000 } else { 1_000 };
     let count = number("POLITY_OPERATIONS").map_or(usual, |n| n as usize);
     let (mut done, mut denied) = (0, BTreeMap::<i32, usize>::new());
     for n in 0..count {

@@ -7,7 +7,7 @@ use libtest_mimic::Trial;
 use rustix::fs::{FallocateFlags, copy_file_range, fallocate, sendfile};
 
 use crate::polity::polity;
-use crate::trial::{has_lsm, trial};
+use crate::trial::{has_lsm, trial_in_turn};
 use crate::yard::{POLICY, Yard, at, denied, file, hits};
 
 /// The tests.
@@ -15,7 +15,7 @@ pub fn trials() -> Vec<Trial> {
     if !has_lsm() {
         return Vec::new();
     }
-    vec![trial("file_revoke::open_before", open_before)]
+    vec![trial_in_turn("file_revoke::open_before", open_before)]
 }
 
 fn both(name: &str) -> File {

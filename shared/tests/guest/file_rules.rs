@@ -13,7 +13,7 @@ use rustix::mount::{MountFlags, mount};
 
 use crate::polity::{polity, sh, status};
 use crate::snapshot::Snapshot;
-use crate::trial::{has_lsm, trial};
+use crate::trial::{has_lsm, trial, trial_in_turn};
 use crate::yard::{
     HERE, OPERATIONS, POLICY, Yard, at, can, denied, dir, fails, file, hits, read, write,
 };
@@ -23,13 +23,12 @@ pub fn trials() -> Vec<Trial> {
     if !has_lsm() {
         return Vec::new();
     }
-    let tests: [(&str, fn()); 4] = [
-        ("ways", ways),
-        ("operations", operations),
-        ("subjects_and_objects", subjects_and_objects),
-        ("nothing", nothing),
-    ];
-    tests.map(|(name, test)| trial(format!("file_rules::{name}"), test)).into()
+    vec![
+        trial("file_rules::ways", ways),
+        trial_in_turn("file_rules::operations", operations),
+        trial_in_turn("file_rules::subjects_and_objects", subjects_and_objects),
+        trial("file_rules::nothing", nothing),
+    ]
 }
 
 /// One rule about a directory, and every way to a file in it.

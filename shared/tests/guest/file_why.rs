@@ -13,7 +13,7 @@ use polity::live;
 use serde_json::Value;
 
 use crate::polity::{polity, run, sh};
-use crate::trial::{has_lsm, trial};
+use crate::trial::{has_lsm, trial, trial_in_turn};
 use crate::yard::{OPERATIONS, POLICY, Yard, at, dir, file};
 
 /// The tests.
@@ -21,9 +21,11 @@ pub fn trials() -> Vec<Trial> {
     if !has_lsm() {
         return Vec::new();
     }
-    let tests: [(&str, fn()); 3] =
-        [("attempts", attempts), ("subjects", subjects), ("check", check)];
-    tests.map(|(name, test)| trial(format!("file_why::{name}"), test)).into()
+    vec![
+        trial("file_why::attempts", attempts),
+        trial("file_why::subjects", subjects),
+        trial_in_turn("file_why::check", check),
+    ]
 }
 
 fn why(args: &[&str]) -> Value {

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::load::{Load, extra};
 use crate::polity::{Foreground, binary, kill, polity, sh, status};
 use crate::snapshot::{default, sched_ext, scheduler};
-use crate::trial::{campaigns, eventually, sched_ext_trial, trial};
+use crate::trial::{campaigns, eventually, full, sched_ext_trial, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -21,7 +21,7 @@ pub fn trials() -> Vec<Trial> {
         sched_ext_trial("supervised::fallback", fallback),
         sched_ext_trial("supervised::run_falls_back", run_falls_back),
         trial("supervised::guards", guards).with_ignored_flag(!campaigns()),
-        trial("supervised::run_is_guarded", run_is_guarded).with_ignored_flag(!campaigns()),
+        trial("supervised::run_is_guarded", run_is_guarded).with_ignored_flag(!full()),
         trial("supervised::reloads_and_strangers", reloads_and_strangers),
     ]
 }

@@ -11,13 +11,14 @@ use serde_json::{Value, json};
 use crate::polity::{polity, sh, status};
 use crate::snapshot::{Namespaces, algorithms, default, default_in};
 use crate::sockets::{INIT, Pairs, Traffic, ecn, running};
-use crate::trial::{campaigns, eventually, trial};
+use crate::trial::{campaigns, eventually, full, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
     let long = |test: Trial| test.with_ignored_flag(!campaigns());
     vec![
-        long(trial("swap::there_and_back_under_traffic", there_and_back)),
+        // campaign::back_and_forth_under_load is its sample.
+        trial("swap::there_and_back_under_traffic", there_and_back).with_ignored_flag(!full()),
         trial("swap::who_may_not_move_is_left_and_named", left),
         trial("swap::the_old_one_stays_while_it_is_needed", retires_later),
         long(trial("swap::an_upgrade_reaches_everybody", upgrade)),

@@ -49,6 +49,23 @@ pub fn trial_with(
     trial(name, test).with_ignored_flag(!std::path::Path::new(needs).exists())
 }
 
+/// A test that takes long and says the same on every kernel: it runs on one of those of a run, by
+/// its name and `POLITY_SEED` (`POLITY_TURN=K/N` is the guest's place among them), and on all of them with
+/// `POLITY_FULL`.
+pub fn trial_in_turn(name: impl Into<String>, test: impl FnOnce() + Send + 'static) -> Trial {
+    let name = name.into();
+    let here = full() || is_turn(&name).unwrap_or(true);
+    trial(name, test).with_ignored_flag(!here)
+}
+
+fn is_turn(name: &str) -> Option<bool> {
+    let turn = std::env::var("POLITY_TURN").ok()?;
+    let (k, n) = turn.split_once('/')?;
+    let (k, n): (usize, usize) = (k.parse().ok()?, n.parse().ok()?);
+    let seed: usize = std::env::var("POLITY_SEED").ok()?.parse().ok()?;
+    Some((name.bytes().map(usize::from).sum::<usize>() + seed) % n + 1 == k)
+}
+
 /// Whether campaigns run here, which take minutes: samples of them on the newest kernel of a run,
 /// all with `POLITY_FULL`.
 pub fn campaigns() -> bool {
