@@ -198,7 +198,7 @@ fn reload_under_fire() {
     guard("lsm/fs-deny");
     wants(&guarded());
     apply().ok();
-    let reloads = if full() { 10_000 } else { 8 };
+    let reloads = if full() { 10_000 } else { 3 };
     let hammer = Hammer::start(4);
     for n in 0..reloads {
         let other =

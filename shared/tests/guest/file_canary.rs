@@ -5,12 +5,9 @@ use std::process::Command;
 
 use libtest_mimic::Trial;
 
-use crate::polity::{polity, run, status};
+use crate::polity::{binary, polity, run, status};
 use crate::trial::{campaigns, full, has_lsm, trial};
 use crate::yard::{OPERATIONS, POLICY, Yard, denied, file, hits, read};
-
-/// The program with `--features test-kinds`, which can be told to lose a hook.
-const KINDS: &str = "/usr/local/bin/polity-kinds";
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -60,7 +57,8 @@ fn lost_hook() {
     assert!(all.len() > if full() { 20 } else { 6 }, "{all:?}");
     let lost = if full() { all } else { vec!["on_inode_rmdir".to_owned()] };
     for hook in lost {
-        let mut attach = Command::new(KINDS);
+        // As `--features test-kinds` has it: an attach that loses a hook.
+        let mut attach = Command::new(binary());
         attach.env("POLITY_TEST_LOSE_HOOK", &hook);
         let output = run(attach.args(["attach", POLICY, "--rules", "/tmp/canary.toml"]));
         let name = hook.trim_start_matches("on_");

@@ -15,7 +15,7 @@ use rustix::mount::{
 };
 
 use crate::polity::{polity, run};
-use crate::trial::{has_lsm, trial};
+use crate::trial::{has_lsm, trial_in_turn};
 use crate::yard::{POLICY, Yard, at, denied, dir, fails, file, hits, read, write};
 
 /// The tests.
@@ -23,7 +23,7 @@ pub fn trials() -> Vec<Trial> {
     if !has_lsm() {
         return Vec::new();
     }
-    vec![trial("file_mounts::later", later)]
+    vec![trial_in_turn("file_mounts::later", later)]
 }
 
 fn off(path: &str) {

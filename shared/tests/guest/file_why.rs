@@ -13,7 +13,7 @@ use polity::live;
 use serde_json::Value;
 
 use crate::polity::{polity, run, sh};
-use crate::trial::{has_lsm, trial, trial_in_turn};
+use crate::trial::{has_lsm, trial_in_turn};
 use crate::yard::{OPERATIONS, POLICY, Yard, at, dir, file};
 
 /// The tests.
@@ -22,8 +22,8 @@ pub fn trials() -> Vec<Trial> {
         return Vec::new();
     }
     vec![
-        trial("file_why::attempts", attempts),
-        trial("file_why::subjects", subjects),
+        trial_in_turn("file_why::attempts", attempts),
+        trial_in_turn("file_why::subjects", subjects),
         trial_in_turn("file_why::check", check),
     ]
 }

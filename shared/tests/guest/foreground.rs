@@ -8,7 +8,7 @@ use crate::load::{Load, extra};
 use crate::polity::{Foreground, builtin, polity, status};
 use crate::snapshot::{Snapshot, pins, sched_ext};
 use crate::stats;
-use crate::trial::{eventually, trial};
+use crate::trial::{eventually, trial, trial_in_turn};
 
 /// One policy of each kind; how a policy is held does not depend on which it is.
 const POLICIES: [&str; 3] = ["tcp-cc/dctcp", "schedulers/fifo", "lsm/fs-deny"];
@@ -21,8 +21,12 @@ pub fn trials() -> Vec<Trial> {
             && (sched_ext().is_some() || !policy.starts_with("schedulers/"))
     };
     let test = |policy: &'static str| {
-        trial(format!("foreground::{policy}"), move || foreground(policy))
-            .with_ignored_flag(!runs(policy))
+        let (name, test) = (format!("foreground::{policy}"), move || foreground(policy));
+        // File rules take long to load.
+        match policy.starts_with("lsm/") {
+            true => trial_in_turn(name, test),
+            false => trial(name, test).with_ignored_flag(!runs(policy)),
+        }
     };
     POLICIES.map(test).into()
 }
