@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::load::{GUARDED, guard, is_guarded};
 use crate::polity::{Output, binary, polity, run, status};
 use crate::snapshot::{Snapshot, default, sched_ext};
-use crate::trial::{campaigns, eventually, full, has_lsm, trial, trial_in_turn};
+use crate::trial::{eventually, full, has_lsm, trial, trial_in_turn};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -24,9 +24,9 @@ pub fn trials() -> Vec<Trial> {
     // strace counts the calls of each thread, so only the whole campaign meets them all.
     let whole = |test: Trial| test.with_ignored_flag(!full());
     vec![
-        trial("apply::all_kinds", all_kinds),
+        trial_in_turn("apply::all_kinds", all_kinds),
         trial_in_turn("apply::rules_in_place", rules_in_place),
-        trial("apply::reload_under_fire", reload_under_fire).with_ignored_flag(!campaigns()),
+        trial_in_turn("apply::reload_under_fire", reload_under_fire),
         whole(trial("apply::a_step_fails", a_step_fails)),
         whole(trial("apply::killed", killed)),
     ]
