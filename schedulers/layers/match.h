@@ -53,13 +53,11 @@ static u32 find_layer(struct task_struct *p, const struct identity *who)
 	u32 i;
 
 	bpf_for(i, 0, MAX_LAYERS) {
-		struct layer_conf *conf;
-		u32 id = i;
+		struct layer_conf *conf = conf_of(i);
 
-		if (i >= polity_nr_layers)
+		if (!conf)
 			break;
-		conf = bpf_map_lookup_elem(&layer_conf, &id);
-		if (conf && conf_matches(p, conf, who))
+		if (conf_matches(p, conf, who))
 			return i;
 	}
 	return REST;

@@ -35,13 +35,11 @@ static s32 claim_cpus(void)
 		c->owner = SHARED;
 		c->running = REST;
 		bpf_for(i, 0, MAX_LAYERS) {
-			struct layer_conf *conf;
-			u32 id = i;
+			struct layer_conf *conf = conf_of(i);
 
-			if (i >= polity_nr_layers)
+			if (!conf)
 				break;
-			conf = bpf_map_lookup_elem(&layer_conf, &id);
-			if (!conf || !has_cpu(conf, cpu))
+			if (!has_cpu(conf, cpu))
 				continue;
 			if (cpu >= polity_nr_cpus) {
 				scx_bpf_error("layer %s: there is no CPU %d", conf->name, cpu);
@@ -71,7 +69,7 @@ static bool may_use(u32 id, const struct layer *l, u32 owner)
 
 static s32 init_layer(u32 id)
 {
-	struct layer_conf *conf = bpf_map_lookup_elem(&layer_conf, &id);
+	struct layer_conf *conf = conf_of(id);
 	struct layer *l = layer_of(id);
 	const struct cpumask *online;
 	struct bpf_cpumask *mask;
@@ -81,7 +79,7 @@ static s32 init_layer(u32 id)
 		return -EINVAL;
 	l->weight = rest_weight;
 	l->shares = true;
-	if (conf && id < polity_nr_layers) {
+	if (conf) {
 		l->weight = conf->weight ?: 1;
 		l->shares = conf->open || !has_cpus(conf);
 		l->preempt = conf->preempt;

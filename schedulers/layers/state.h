@@ -67,6 +67,12 @@ static struct layer *layer_of(u32 id)
 	return bpf_map_lookup_elem(&layers, &id);
 }
 
+/* A row of the table; none beyond the last. */
+static struct layer_conf *conf_of(u32 id)
+{
+	return id < polity_nr_layers ? bpf_map_lookup_elem(&layer_conf, &id) : NULL;
+}
+
 /* Where a layer's tasks may run. */
 static const struct cpumask *cpus_of(const struct layer *l)
 {
