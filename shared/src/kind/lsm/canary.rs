@@ -57,9 +57,12 @@ impl Canary {
         Ok(canary)
     }
 
-    /// The rules, with everything denied here.
-    pub fn with(&self, base: &Base, extras: &[Extra]) -> Compiled {
-        base.with_canary(extras, self.anchor, ERRNO.raw_os_error())
+    /// The rules; with a canary, everything is denied there.
+    pub fn compiled(canary: Option<&Self>, base: &Base, extras: &[Extra]) -> Compiled {
+        match canary {
+            Some(canary) => base.with_canary(extras, canary.anchor, ERRNO.raw_os_error()),
+            None => base.with(extras),
+        }
     }
 
     /// Sees to it that every hook of these programs (`on_file_open`) denies what the rules in force

@@ -279,10 +279,7 @@ impl Loading {
         let Some(ours) = &self.ours else { return Ok(()) };
         self.mounts = scan::mounts();
         let extras = scan::extras(&ours.oracle, ours.base.named())?;
-        let compiled = match &ours.canary {
-            Some(canary) => canary.with(&ours.base, &extras),
-            None => ours.base.with(&extras),
-        };
+        let compiled = canary::Canary::compiled(ours.canary.as_ref(), &ours.base, &extras);
         ours.maps.fill(generation, &compiled, &self.rules)
     }
 

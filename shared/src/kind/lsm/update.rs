@@ -121,10 +121,7 @@ impl NewRules {
     }
 
     fn fill(&self, generation: u64) -> Result<()> {
-        let compiled = match &self.canary {
-            Some(canary) => canary.with(&self.base, &self.extras),
-            None => self.base.with(&self.extras),
-        };
+        let compiled = Canary::compiled(self.canary.as_ref(), &self.base, &self.extras);
         self.maps.fill(generation, &compiled, &self.rules)
     }
 
