@@ -10,7 +10,7 @@ use crate::cgroups::{self, Cgroups};
 use crate::hogs::{Hogs, bind, cpus};
 use crate::polity::{Foreground, kill, run, sh, status};
 use crate::snapshot::{sched_ext, scheduler};
-use crate::trial::{campaigns, eventually, trial};
+use crate::trial::{campaigns, eventually, full_or, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -54,15 +54,6 @@ fn stands_it(name: &str, args: &[&str]) {
     fs::remove_file(LAYERS).unwrap();
 }
 
-/// How often: all with `ci/test --full`, else a sample, a smaller one on all kernels but the newest.
-fn times(sample: usize, whole: usize) -> usize {
-    match (std::env::var_os("POLITY_FULL"), campaigns()) {
-        (Some(_), _) => whole,
-        (_, true) => sample,
-        _ => sample.div_ceil(2),
-    }
-}
-
 /// Numbers that look random and are the same each time.
 struct Lcg(u64);
 
@@ -75,7 +66,7 @@ impl Lcg {
 
 fn affinity_storm(hogs: &Hogs) {
     let (pids, mut random) = (hogs.pids(), Lcg(1));
-    for _ in 0..times(1000, 100_000) {
+    for _ in 0..full_or(100_000, 1000) {
         let pid = pids[random.below(pids.len())];
         match random.below(3) {
             0 => bind(pid, 0..cpus()),
@@ -86,7 +77,7 @@ fn affinity_storm(hogs: &Hogs) {
 
 fn stop_and_continue(hogs: &Hogs) {
     let (pids, mut random) = (hogs.pids(), Lcg(2));
-    for _ in 0..times(1000, 50_000) {
+    for _ in 0..full_or(50_000, 1000) {
         let signal = if random.below(2) == 0 { Signal::STOP } else { Signal::CONT };
         kill(pids[random.below(pids.len())], signal);
     }
@@ -97,7 +88,7 @@ fn stop_and_continue(hogs: &Hogs) {
 fn offline_and_online(hogs: &Hogs) {
     let last = cpus() - 1;
     let online = format!("/sys/devices/system/cpu/cpu{last}/online");
-    for _ in 0..times(4, 100) {
+    for _ in 0..full_or(100, 4) {
         hogs.pids().iter().take(3).for_each(|pid| bind(*pid, [last]));
         fs::write(&online, "0").unwrap();
         std::thread::sleep(Duration::from_millis(50));
@@ -108,14 +99,14 @@ fn offline_and_online(hogs: &Hogs) {
 
 /// A process of a class above ours keeps the last CPU to itself for a while.
 fn real_time() {
-    let seconds = times(2, 5) as u64;
+    let seconds = full_or(5, 2) as u64;
     let busy = Hogs::start(1, &["chrt", "--fifo", "50"]);
     bind(busy.pids()[0], [cpus() - 1]);
     std::thread::sleep(Duration::from_secs(seconds));
 }
 
 fn cgroups_come_and_go(hogs: &Hogs) {
-    for turn in 0..times(4, 200) {
+    for turn in 0..full_or(200, 4) {
         let weight = 1 + 50 * turn as u32;
         let _cgroups = Cgroups::new(&[("a", 100), ("b", weight), ("b/a", 100), ("b/b", weight)]);
         for (i, pid) in hogs.pids().into_iter().enumerate() {
@@ -132,7 +123,7 @@ fn cgroups_come_and_go(hogs: &Hogs) {
 /// Processes in a cgroup that make more, all at once.
 fn fork_storm() {
     let _cgroups = Cgroups::new(&[("storm", 100)]);
-    let each = times(16, 512);
+    let each = full_or(512, 16);
     let storm = format!(
         "echo $$ > {}/cgroup.procs; for j in 1 2 3 4 5 6 7 8; do \
          (i=0; while [ $i -lt {each} ]; do (:) & i=$((i + 1)); done; wait) & done; wait",

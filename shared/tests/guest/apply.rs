@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::load::{GUARDED, guard, is_guarded};
 use crate::polity::{Output, binary, polity, run, status};
 use crate::snapshot::{Snapshot, default, sched_ext};
-use crate::trial::{eventually, full, has_lsm, trial, trial_in_turn};
+use crate::trial::{eventually, full, full_or, has_lsm, trial, trial_in_turn};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -198,7 +198,7 @@ fn reload_under_fire() {
     guard("lsm/fs-deny");
     wants(&guarded());
     apply().ok();
-    let reloads = if full() { 10_000 } else { 3 };
+    let reloads = full_or(10_000, 3);
     let hammer = Hammer::start(4);
     for n in 0..reloads {
         let other =

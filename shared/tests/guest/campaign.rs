@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 use rustix::net::sockopt::{set_socket_send_buffer_size, set_tcp_congestion};
 
+use crate::killed::number;
 use crate::polity::{polity, sh, status};
 use crate::snapshot::default;
 use crate::sockets::{PATTERN, Pairs, Traffic, ecn, inside, within};
 use crate::swap::{EVERYWHERE, World};
-use crate::trial::{campaigns, full, trial};
+use crate::trial::{campaigns, full, full_or, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -28,18 +29,12 @@ pub fn trials() -> Vec<Trial> {
 
 /// How many swaps: `POLITY_SWAPS`, or as many as there should be.
 fn swaps() -> usize {
-    let given = std::env::var("POLITY_SWAPS").ok().and_then(|n| n.parse().ok());
-    given.unwrap_or_else(|| full_or(1000, 4))
+    number("POLITY_SWAPS").map_or_else(|| full_or(1000, 4), |n| n as usize)
 }
 
 /// Whether the clock is the guest's own and no pause is one of its host's (`ci/bench swap`).
 fn steady() -> bool {
     std::env::var_os("POLITY_STEADY").is_some()
-}
-
-/// `whole` with POLITY_FULL, else `sample`.
-fn full_or(whole: usize, sample: usize) -> usize {
-    if full() { whole } else { sample }
 }
 
 /// Connections that come and go, each with a question and an answer.

@@ -15,7 +15,9 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::polity::{polity, status};
 use crate::trial::{full, has_lsm, trial, trial_in_turn};
-use crate::yard::{OPERATIONS, POLICY, Yard, at, can, denied, dir, fails, file, hits, read, write};
+use crate::yard::{
+    OPERATIONS, POLICY, Yard, at, can, denied, dir, fails, file, hits, program, read, write,
+};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -206,16 +208,10 @@ fn check_free(names: &[&str]) {
 
 /// Every operation on a name that matches, and on one that does not.
 fn operations() {
-    let prepare = |name: &str| {
-        let path = at(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::copy("/bin/busybox", &path).unwrap();
-        path
-    };
     let yard = Yard::new();
     let mut rules = String::new();
     for (op, _) in OPERATIONS {
-        prepare(&format!("{op}/secret/busybox"));
+        program(&format!("{op}/secret/busybox"));
         rules += &format!(
             "[[lsm.fs-deny.rules]]\nname = \"{op}\"\ndeny = \"{op}\"\nglob = \"/w/{op}/**/s*t\"\n\
              errno = \"EROFS\"\n"
@@ -227,7 +223,7 @@ fn operations() {
             panic!("{op} was allowed")
         };
         assert_eq!(Errno::from_io_error(&error), Some(Errno::ROFS), "{op}: {error}");
-        act(&prepare(&format!("{op}/secrets/busybox"))).unwrap_or_else(|e| panic!("{op}: {e}"));
+        act(&program(&format!("{op}/secrets/busybox"))).unwrap_or_else(|e| panic!("{op}: {e}"));
     }
     drop(attached.detach());
 }

@@ -13,7 +13,7 @@ use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::file_tree::{DEEP, Id, LOOSE, Model, NAME, NEAR, Node, VAULT};
 use crate::killed::{Random, number};
-use crate::trial::{campaigns, full, has_lsm, trial};
+use crate::trial::{campaigns, full_or, has_lsm, trial};
 use crate::yard::{Yard, at, dir, file};
 
 /// The tests.
@@ -236,7 +236,7 @@ fn random() {
     let attached = yard.attach(RULES);
     let seed = number("POLITY_SEED").unwrap_or(1);
     let mut rng = Draw(Random::new());
-    let usual = if full() { 100_000 } else { 1_000 };
+    let usual = full_or(100_000, 1_000);
     let count = number("POLITY_OPERATIONS").map_or(usual, |n| n as usize);
     let (mut done, mut denied) = (0, BTreeMap::<i32, usize>::new());
     for n in 0..count {

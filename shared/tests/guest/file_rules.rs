@@ -15,7 +15,7 @@ use crate::polity::{polity, sh, status};
 use crate::snapshot::Snapshot;
 use crate::trial::{has_lsm, trial, trial_in_turn};
 use crate::yard::{
-    HERE, OPERATIONS, POLICY, Yard, at, can, denied, dir, fails, file, hits, read, write,
+    HERE, OPERATIONS, POLICY, Yard, at, can, denied, dir, fails, file, hits, program, read, write,
 };
 
 /// The tests.
@@ -118,18 +118,12 @@ fn ways() {
 
 /// A rule for each operation: it denies that one, with the errno that the rule says, and no other.
 fn operations() {
-    let prepare = |name: &str| {
-        let path = at(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::copy("/bin/busybox", &path).unwrap();
-        path
-    };
     let yard = Yard::new();
     let mut rules = String::new();
     for (op, act) in OPERATIONS {
         // What is to be denied works.
-        act(&prepare(&format!("free-{op}/busybox"))).unwrap_or_else(|e| panic!("{op}: {e}"));
-        prepare(&format!("{op}/busybox"));
+        act(&program(&format!("free-{op}/busybox"))).unwrap_or_else(|e| panic!("{op}: {e}"));
+        program(&format!("{op}/busybox"));
         let _ = fs::remove_file(at(&format!("{op}/busybox.link")));
         rules += &format!(
             "[[lsm.fs-deny.rules]]\nname = \"{op}\"\ndeny = \"{op}\"\npath = \"/w/{op}/busybox\"\n\

@@ -77,6 +77,11 @@ pub fn full() -> bool {
     std::env::var_os("POLITY_FULL").is_some()
 }
 
+/// `whole` where campaigns run whole, else `sample`.
+pub fn full_or(whole: usize, sample: usize) -> usize {
+    if full() { whole } else { sample }
+}
+
 /// Whether this kernel takes LSM programs.
 pub fn has_lsm() -> bool {
     std::fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|l| l.contains("bpf"))

@@ -94,6 +94,13 @@ pub fn file(name: &str) -> PathBuf {
     at(name)
 }
 
+/// A program: a file on which every operation works.
+pub fn program(name: &str) -> PathBuf {
+    fs::create_dir_all(at(name).parent().unwrap()).unwrap();
+    fs::copy("/bin/busybox", at(name)).unwrap();
+    at(name)
+}
+
 pub fn read(path: impl AsRef<Path>) -> io::Result<()> {
     File::open(path).map(drop)
 }
