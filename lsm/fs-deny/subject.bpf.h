@@ -102,22 +102,12 @@ static __always_inline void match_exe(struct walk *w, struct deny_set *set)
 	match(w, set, DENY_EXE, &got);
 }
 
-/* What node the program at w->dentry is, given the state of its directory in w->st. */
-GLOBAL int deny_know_exe(struct walk *w)
+/* What the program whose state is in w->st is to the rules. */
+static __always_inline void know_exe(struct walk *w)
 {
-	struct deny_node *node;
-	struct deny_set *set;
+	struct deny_node *node = rule_lookup(nodes, w->gen, &w->st.node);
 
-	if (!w)
-		return 0;
-	set = set_of(w->gen);
-	if (!set)
-		return 0;
-	w->child = w->dentry;
-	step(w, in_bloom(set, as_inode(w->inode)));
-	node = rule_lookup(nodes, w->gen, &w->st.node);
 	w->exe = node ? node->exe : 0;
-	return 0;
 }
 
 GLOBAL u64 deny_caller_exe(struct walk *w)
@@ -126,22 +116,6 @@ GLOBAL u64 deny_caller_exe(struct walk *w)
 
 	deny_find_caller(w, &who);
 	return who.exe;
-}
-
-/* Leaves w->st to be found again: there is no room on the stack for another walk. */
-static __always_inline void know_exe(struct walk *w)
-{
-	u64 dentry = w->dentry, inode = w->inode, exe = deny_caller_exe(w);
-
-	if (exe) {
-		w->dentry = load_pointer(as_file(exe)->f_path.dentry);
-		w->inode = load_pointer(as_file(exe)->f_inode);
-		parent_state(w, NULL);
-		deny_know_exe(w);
-		w->dentry = dentry;
-		w->inode = inode;
-	}
-	w->exe_known = 1;
 }
 
 #endif /* __FS_DENY_SUBJECT_H */

@@ -14,8 +14,8 @@
 #define EPERM	1
 
 /*
- * Which classes it falls under, given what the rules say about the parent in w->st. Says whether
- * one must first know the program of the task.
+ * Which classes it falls under, given what the rules say about it in w->st. Says whether one must
+ * first know the program of the task.
  */
 GLOBAL int deny_match(struct walk *w)
 {
@@ -31,8 +31,6 @@ GLOBAL int deny_match(struct walk *w)
 	if (!set)
 		return 0;
 	inode = as_inode(w->inode);
-	w->child = w->dentry;
-	step(w, w->inode && in_bloom(set, inode));
 	if (w->roots)
 		deny_below(w, 1);
 	if (w->ops & OP(DENY_DISK)) {
@@ -185,10 +183,7 @@ GLOBAL int deny_is_kept(struct walk *w)
 	return !!any;
 }
 
-/*
- * The first of those, plus one, that does not hold at its new name, or 0: w->st is the state of
- * that directory, w->dentry the name.
- */
+/* The first of those, plus one, that does not hold at its new name, or 0: w->st is that name's. */
 GLOBAL int deny_match_move(struct walk *w)
 {
 	struct deny_set *set;
@@ -200,8 +195,6 @@ GLOBAL int deny_match_move(struct walk *w)
 	set = set_of(w->gen);
 	if (!set)
 		return 0;
-	w->child = w->dentry;
-	step(w, 0);
 	inode = as_inode(w->inode);
 	id = in_bloom(set, inode) ? find_anchor(w->gen, inode) : 0;
 	if (id)
@@ -216,42 +209,66 @@ GLOBAL int deny_match_move(struct walk *w)
 	return 0;
 }
 
-/* The same from its beginning. Of w->st only what the rule is found by stays. */
-static __always_inline int judge_move(struct walk *w, u64 to)
-{
-	u64 dentry = w->dentry;
-	u32 near = w->st.near;
-	int lost;
+/* Whose state is wanted. */
+enum { FOR_OBJECT, FOR_EXE, FOR_NEW_NAME };
 
-	if (!deny_is_kept(w))
-		return 0;
-	w->dentry = to;
-	/* Here the safe side is that nothing holds there. */
-	if (deny_parent(w) == WALK_FAILED)
-		__builtin_memset(&w->st, 0, sizeof(w->st));
-	lost = deny_match_move(w);
-	w->dentry = dentry;
-	w->st.near = near;
-	return lost;
-}
-
-/* Decides in full. to: the name that it is about to get as well or instead, or 0. */
+/*
+ * Decides in full. dir: the inode of the object's directory, or NULL; to: the name that it is
+ * about to get as well or instead, or 0. It comes by once or twice for the object, the second
+ * time with the program of the task known, and then for the new name.
+ */
 static __always_inline int judge(struct walk *w, struct inode *dir, u64 to)
 {
-	int ret, lost;
+	u64 dentry = w->dentry, inode = w->inode, exe;
+	u32 turn, what = FOR_OBJECT, near = 0;
+	struct deny_set *set;
+	bool anchored;
+	int how, ret;
 
-	parent_state(w, dir);
-	if (deny_match(w)) {
-		know_exe(w);
-		parent_state(w, dir);
-		deny_match(w);
+	set = set_of(w->gen);
+	if (!set)
+		return 0;
+	bpf_for(turn, 0, 4) {
+		how = parent_state(w, what == FOR_OBJECT ? dir : NULL);
+		/* For a new name the safe side is that nothing holds there. */
+		if (how == WALK_FAILED && what == FOR_NEW_NAME)
+			__builtin_memset(&w->st, 0, sizeof(w->st));
+		w->child = w->dentry;
+		anchored = what != FOR_NEW_NAME && w->inode && in_bloom(set, as_inode(w->inode));
+		step(w, anchored);
+		if (what == FOR_EXE) {
+			know_exe(w);
+			w->dentry = dentry;
+			w->inode = inode;
+			what = FOR_OBJECT;
+			continue;
+		}
+		if (what == FOR_NEW_NAME) {
+			ret = deny_match_move(w);
+			/* Of w->st only what the rule is found by is wanted now. */
+			w->dentry = dentry;
+			w->st.near = near;
+			return ret ? deny_punish(w, ret - 1, w->ops & OP(link) ? link : rename) : 0;
+		}
+		if (deny_match(w)) {
+			w->exe_known = 1;
+			exe = deny_caller_exe(w);
+			if (exe) {
+				w->dentry = load_pointer(as_file(exe)->f_path.dentry);
+				w->inode = load_pointer(as_file(exe)->f_inode);
+				what = FOR_EXE;
+			}
+			continue;
+		}
+		ret = deny_verdict(w);
+		/* A further name, or another one, must not be a way out of the rules. */
+		if (ret || !to || !deny_is_kept(w))
+			return ret;
+		near = w->st.near;
+		w->dentry = to;
+		what = FOR_NEW_NAME;
 	}
-	ret = deny_verdict(w);
-	if (ret || !to)
-		return ret;
-	/* A further name, or another one, must not be a way out of the rules. */
-	lost = judge_move(w, to);
-	return lost ? deny_punish(w, lost - 1, w->ops & OP(link) ? link : rename) : 0;
+	return 0;
 }
 
 /* Whether what is remembered of a directory leaves open what holds for a name in it. */
@@ -279,29 +296,38 @@ static __always_inline struct deny_set *in_force(u64 *gen)
 }
 
 /*
- * The decision as every hook asks for it. What no rule touches ends here, whatever the depth:
+ * Whether no rule touches it, as far as can be told at no cost worth the name, whatever the depth:
  * one cached directory, one bloom word, and tree_seq() before and after.
  */
+static __always_inline bool is_free(struct deny_set *set, u64 gen, struct inode *dir_inode,
+				    struct dentry *dentry, struct inode *inode, u32 ops)
+{
+	struct deny_dir *dir;
+	u64 stamp;
+	u32 seq;
+
+	seq = tree_seq();
+	stamp = gen << 32 | seq;
+	dir = bpf_inode_storage_get(&dirs, dir_inode, NULL, 0);
+	return dir && !(ops & OP(DENY_DISK)) && !(seq & 1) &&
+	       *(volatile u64 *)&dir->stamp == stamp &&
+	       !may_matter(dir, gen, dentry, ops) && !(inode && in_bloom(set, inode)) &&
+	       *(volatile u64 *)&dir->stamp == stamp && tree_seq() == seq;
+}
+
+/* The decision as every hook asks for it. */
 static __always_inline int check_move(struct dentry *dentry, struct inode *inode, u32 ops,
 				      struct dentry *to)
 {
-	struct inode *dir_inode = dentry->d_parent->d_inode;
-	struct deny_dir *dir;
+	struct inode *dir = dentry->d_parent->d_inode;
 	struct deny_set *set;
-	u64 gen, stamp;
-	u32 seq;
+	u64 gen;
 
 	set = in_force(&gen);
 	if (!set)
 		return 0;
 	stat_inc(checks);
-	seq = tree_seq();
-	stamp = gen << 32 | seq;
-	dir = bpf_inode_storage_get(&dirs, dir_inode, NULL, 0);
-	if (dir && !(ops & OP(DENY_DISK)) && !(seq & 1) &&
-	    *(volatile u64 *)&dir->stamp == stamp &&
-	    !may_matter(dir, gen, dentry, ops) && !(inode && in_bloom(set, inode)) &&
-	    *(volatile u64 *)&dir->stamp == stamp && tree_seq() == seq)
+	if (is_free(set, gen, dir, dentry, inode, ops))
 		return 0;
 
 	struct walk w = {
@@ -311,7 +337,7 @@ static __always_inline int check_move(struct dentry *dentry, struct inode *inode
 		.ops = ops,
 	};
 
-	return bounded(judge(&w, dir_inode, (u64)to));
+	return bounded(judge(&w, dir, (u64)to));
 }
 
 static __always_inline int check(struct dentry *dentry, struct inode *inode, u32 ops)
@@ -342,20 +368,25 @@ static __always_inline int check_mount(struct dentry *dentry, u32 ops)
 static __always_inline int check_file(struct file *file, u32 ops)
 {
 	struct nameidata *nd = bpf_get_current_task_btf()->nameidata;
-	struct inode *inode = file->f_inode;
+	struct inode *inode = file->f_inode, *dir = NULL;
+	struct deny_set *set;
 	u64 gen;
 
 	if (!ops)
 		return 0;
+	set = in_force(&gen);
+	if (!set)
+		return 0;
+	stat_inc(checks);
 	if (nd) {
 		struct dentry *dentry = nd->path.dentry;
 
-		if (dentry == file->f_path.dentry)
-			return check(dentry, inode, ops);
+		if (dentry == file->f_path.dentry) {
+			dir = dentry->d_parent->d_inode;
+			if (is_free(set, gen, dir, dentry, inode, ops))
+				return 0;
+		}
 	}
-	if (!in_force(&gen))
-		return 0;
-	stat_inc(checks);
 
 	struct walk w = {
 		.gen = gen,
@@ -364,7 +395,7 @@ static __always_inline int check_file(struct file *file, u32 ops)
 		.ops = ops,
 	};
 
-	return bounded(judge(&w, NULL, 0));
+	return bounded(judge(&w, dir, 0));
 }
 
 #endif /* __FS_DENY_VERDICT_H */

@@ -150,23 +150,41 @@ GLOBAL int deny_descend(struct walk *w, u32 levels, u32 skip)
 	return 0;
 }
 
-/* The state of w->dir, into w->st. */
-static __always_inline int walk_to(struct walk *w)
+/*
+ * The state of the directory that w->dentry is in, into w->st. Where there is none, as with the root
+ * of a file system or an object opened by file handle, it is what holds for the file system.
+ *
+ * Newer verifiers follow every call through which a pointer to our stack goes, again and again: so
+ * what is long is called from one place only, here and in judge(), and loops make do with that.
+ */
+GLOBAL int deny_parent(struct walk *w)
 {
-	u32 i, tries, skip, seq, mounts;
+	u32 tries, i, skip, seq, mounts, mounts_before = 1;
+	u64 print, before = 0;
 	struct deny_set *set;
-	u64 print;
 
+	if (!w)
+		return WALK_FAILED;
 	set = set_of(w->gen);
 	if (!set)
 		return WALK_FAILED;
-	bpf_for(tries, 0, WALK_TRIES) {
+	w->dir = (u64)as_dentry(w->dentry)->d_parent;
+	bpf_for(tries, 0, WALK_TRIES + 1) {
 		seq = tree_seq();
 		mounts = mount_seq(set);
-		print = deny_climb(w);
+		print = 0;
+		if (w->dir != w->dentry && tries < WALK_TRIES)
+			print = deny_climb(w);
+		/* A rename somewhere, but not in our chain: what we found was right until now. */
+		if (print && print == before && !(mounts & 1) && mounts == mounts_before)
+			return WALK_HOLDS;
 		if (!print)
-			return WALK_FAILED;
+			w->child = w->dentry;
+		else if (before)
+			stat_inc(retries);
 		deny_begin(w);
+		if (!print)
+			break;
 		skip = (w->depth - 1) / WALK_CHUNK * WALK_CHUNK;
 		bpf_for(i, 0, WALK_DEPTH / WALK_CHUNK) {
 			if (w->depth > WALK_CHUNK)
@@ -181,39 +199,12 @@ static __always_inline int walk_to(struct walk *w)
 			w->stamp = w->gen << 32 | seq;
 			return WALK_STANDS;
 		}
-		/* A rename somewhere: was it in our chain? */
-		if (deny_climb(w) == print && !(mounts & 1) && mount_seq(set) == mounts)
-			return WALK_HOLDS;
-		stat_inc(retries);
+		before = print;
+		mounts_before = mounts;
 	}
-	return WALK_FAILED;
-}
-
-/*
- * The same for w->dentry's parent. Where there is none, as with the root of a file system or an
- * object opened by file handle, it is what holds for the file system.
- */
-GLOBAL int deny_parent(struct walk *w)
-{
-	struct deny_set *set;
-	struct dentry *d;
-	int how;
-
-	if (!w)
-		return WALK_FAILED;
-	d = as_dentry(w->dentry);
-	w->dir = (u64)d->d_parent;
-	if (w->dir != w->dentry) {
-		how = walk_to(w);
-		if (how != WALK_FAILED)
-			return how;
-	}
-	w->child = w->dentry;
-	deny_begin(w);
 	/* Undecided: the safe side, where this file system holds anything that is protected. */
-	set = set_of(w->gen);
-	if (set && w->dir != w->dentry) {
-		deny_add_label(w->gen, &w->st.mask, DENY_SUPER, d->d_sb->s_dev);
+	if (w->dir != w->dentry) {
+		deny_add_label(w->gen, &w->st.mask, DENY_SUPER, as_dentry(w->dentry)->d_sb->s_dev);
 		globs_of(w->st.mask) |= set->nameless;
 	}
 	return WALK_FAILED;
@@ -289,7 +280,7 @@ static __always_inline void remember(struct inode *inode, struct walk *w)
  * The state of the directory that w->dentry is in, into w->st. dir is its inode where the hook
  * let us have it as more than a number, or NULL: only then is there a place for the cache.
  */
-static __always_inline void parent_state(struct walk *w, struct inode *dir)
+static __always_inline int parent_state(struct walk *w, struct inode *dir)
 {
 	struct deny_dir *cached = NULL;
 	u32 seq = tree_seq();
@@ -299,11 +290,12 @@ static __always_inline void parent_state(struct walk *w, struct inode *dir)
 		cached = bpf_inode_storage_get(&dirs, dir, NULL, 0);
 	w->stamp = seq & 1 ? 0 : w->gen << 32 | seq;
 	if (cached && recall(cached, w) && tree_seq() == seq)
-		return;
+		return WALK_STANDS;
 	stat_inc(walks);
 	how = deny_parent(w);
 	if (dir && how == WALK_STANDS)
 		remember(dir, w);
+	return how;
 }
 
 #endif /* __FS_DENY_WALK_H */
