@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * Walks the TCP sockets of one network namespace, that of the process which opens the
- * iterator: moves them from one congestion control to another, lists them, counts them.
+ * iterator: moves them from one congestion control to another, lists them, counts them. Those
+ * that it does not show are found among the files of all processes.
  *
  * The kernel holds the socket's lock while a program here sees it. When the buffer for
  * records overflows, it drops what the program wrote for that socket and shows it the same
@@ -14,6 +15,7 @@ char _license[] SEC("license") = "GPL";
 /* Types that are only ever on the stack are not in BTF; the host reads these records by it. */
 struct polity_tcp_moved *polity_moved_record;
 struct polity_tcp_socket *polity_socket_record;
+struct polity_tcp_file *polity_file_record;
 
 struct polity_tcp_passed passed;
 
@@ -24,8 +26,7 @@ struct {
 	__type(value, struct polity_tcp_count);
 } counts SEC(".maps");
 
-static __always_inline void fill_id(struct bpf_iter__tcp *ctx, struct tcp_sock *tp,
-				    struct polity_tcp_id *id)
+static __always_inline void fill_id(struct tcp_sock *tp, struct polity_tcp_id *id)
 {
 	const struct sock_common *skc = &((struct sock *)tp)->__sk_common;
 	struct net *net = skc->skc_net.net;
@@ -33,7 +34,6 @@ static __always_inline void fill_id(struct bpf_iter__tcp *ctx, struct tcp_sock *
 	id->cookie = bpf_get_socket_cookie(tp);
 	id->netns_cookie = net->net_cookie;
 	id->netns_ino = net->ns.inum;
-	id->uid = ctx->uid;
 	id->family = skc->skc_family;
 	id->state = skc->skc_state;
 	id->local_port = skc->skc_num;
@@ -193,7 +193,8 @@ int polity_tcp_move(struct bpf_iter__tcp *ctx)
 	}
 	if (rec.result == POLITY_TCP_ALREADY)
 		return 0;
-	fill_id(ctx, tp, &rec.id);
+	fill_id(tp, &rec.id);
+	rec.id.uid = ctx->uid;
 	bpf_seq_write(ctx->meta->seq, &rec, sizeof(rec));
 	return 0;
 }
@@ -219,7 +220,8 @@ int polity_tcp_list(struct bpf_iter__tcp *ctx)
 	read_algorithm(tp, rec.algorithm);
 	if (conf.from[0] && !same_name(rec.algorithm, conf.from))
 		return 0;
-	fill_id(ctx, tp, &rec.id);
+	fill_id(tp, &rec.id);
+	rec.id.uid = ctx->uid;
 	icsk = &tp->inet_conn;
 	rec.cwnd = tp->snd_cwnd;
 	rec.ssthresh = tp->snd_ssthresh;
@@ -272,5 +274,41 @@ int polity_tcp_count(struct bpf_iter__tcp *ctx)
 	if ((skc->skc_state == TCP_LISTEN || skc->skc_state == TCP_ESTABLISHED) &&
 	    bpf_sk_storage_get(&moved, tp, 0, 0))
 		n->marked++;
+	return 0;
+}
+
+/*
+ * A socket that neither listens nor is connected is in none of the lists that iter/tcp walks.
+ * Nobody holds its lock here: by the time that the host reads the record it may be out of date.
+ */
+SEC("iter/task_file")
+int polity_tcp_files(struct bpf_iter__task_file *ctx)
+{
+	struct polity_tcp_file rec = {};
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct polity_tcp_mark *mark;
+	struct socket *sock;
+	struct tcp_sock *tp;
+
+	if (!task || !file)
+		return 0;
+	sock = bpf_sock_from_file(file);
+	tp = sock && sock->sk ? bpf_skc_to_tcp_sock(sock->sk) : NULL;
+	if (!tp || ((struct sock *)tp)->__sk_common.skc_state != TCP_CLOSE)
+		return 0;
+	read_algorithm(tp, rec.algorithm);
+	if (conf.from[0] && !same_name(rec.algorithm, conf.from))
+		return 0;
+	fill_id(tp, &rec.id);
+	mark = bpf_sk_storage_get(&moved, tp, 0, 0);
+	rec.ops = (u64)tp->inet_conn.icsk_ca_ops;
+	rec.epoch = mark ? mark->epoch : 0;
+	rec.tgid = task->tgid;
+	rec.pid = task->pid;
+	rec.fd = ctx->fd;
+	rec.marked = !!mark;
+	rec.chosen = is_choice(tp, mark);
+	bpf_seq_write(ctx->meta->seq, &rec, sizeof(rec));
 	return 0;
 }

@@ -116,6 +116,20 @@ struct polity_tcp_socket {
 	u8 ca_priv[POLITY_CA_PRIV];
 };
 
+/* Written by polity_tcp_files: a socket that is in no list, by one who has it open. */
+struct polity_tcp_file {
+	struct polity_tcp_id id;
+	char algorithm[POLITY_CA_NAME];
+	u64 ops;
+	u64 epoch;		/* of its mark */
+	u32 tgid;
+	u32 pid;		/* of the thread: it may have files of its own */
+	u32 fd;
+	u8 marked;		/* moved by us */
+	u8 chosen;		/* by its application */
+	u8 pad[2];
+};
+
 /* Value of the map "counts", by algorithm. */
 struct polity_tcp_count {
 	u64 sockets;

@@ -48,6 +48,7 @@ mod tables;
 mod top;
 mod trace;
 mod trial;
+mod unlisted;
 mod watching;
 mod yard;
 
@@ -83,6 +84,7 @@ fn all() -> Vec<Trial> {
     let mut trials = Vec::new();
     // First, for the loads of other tests leave listeners behind, which would be moved too.
     trials.extend(swap::trials());
+    trials.extend(unlisted::trials());
     trials.extend(campaign::trials());
     trials.extend(scope::trials());
     trials.extend(supervised::trials());

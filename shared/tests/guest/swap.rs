@@ -153,6 +153,11 @@ fn left() {
     chosen.run(&old);
     defaults("bpf_dctcp");
 
+    // Refused before it has begun.
+    let refused =
+        polity(&["swap", &from, "tcp-cc/dctcp", "--migrate", "--no-ecn-to", "tcp-cc/dctcp"]);
+    refused.fails(2, &["needs no ECN"]);
+    assert!(!refused.stderr.contains("was not swapped"), "{}", refused.stderr);
     let rest = ["--migrate", "--include-chosen", "--no-ecn-to", "reno"];
     let report = swap(&[&[from.as_str(), "tcp-cc/dctcp"], &rest[..]].concat());
     counts(&report, 8, 0, 0);
@@ -190,7 +195,7 @@ fn retires_later() {
 }
 
 /// A socket that is bound and no more.
-fn bound() -> OwnedFd {
+pub fn bound() -> OwnedFd {
     let fd = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP)).unwrap();
     bind(&fd, &"127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
     fd

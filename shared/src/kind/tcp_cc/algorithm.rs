@@ -16,6 +16,8 @@ pub const TCP_CONG_NEEDS_ECN: u8 = 2;
 pub struct Algorithm {
     /// Its name in the kernel.
     pub name: String,
+    /// Where its code is: tells two versions of one name apart.
+    pub ops: u64,
     needs_ecn: bool,
 }
 
@@ -47,7 +49,9 @@ impl Algorithm {
             .find(|s| s.record["id"]["local_port"] == port && s.record["id"]["remote_port"] == 0)
             .ok_or_else(|| Error::failed(format!("the kernel does not show who runs `{name}`")))?;
         let flags = ours.record["ca_flags"].as_u64().unwrap_or_default();
-        Ok(Self { name: name.to_owned(), needs_ecn: flags & u64::from(TCP_CONG_NEEDS_ECN) != 0 })
+        let ops = ours.record["ops"].as_u64().unwrap_or_default();
+        let needs_ecn = flags & u64::from(TCP_CONG_NEEDS_ECN) != 0;
+        Ok(Self { name: name.to_owned(), ops, needs_ecn })
     }
 
     /// The flag that leaves sockets without ECN, where the algorithm needs it.

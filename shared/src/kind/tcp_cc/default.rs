@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use super::netns::{self, Netns};
-use super::scope::Scope;
+use super::scope::{Filter, Scope};
+use super::sockets::{Iterators, Move, NEEDS_ECN};
 use crate::error::{Error, Result};
 use crate::tree;
 
@@ -216,6 +217,33 @@ pub fn within(scope: Option<&Scope>) -> Result<String> {
         Some(ns) => ns.enter(current),
         None => initial(),
     }
+}
+
+/// Makes `name` the default as its record says, from wherever that was interrupted.
+///
+/// # Errors
+/// What the kernel says.
+pub fn complete(name: &str, undo: &Undo, scope: Option<&Scope>) -> Result<()> {
+    let Some(pending) = undo.pending() else { return Ok(()) };
+    let ns = Scope::namespace_of(scope)?;
+    if scope.is_none_or(Scope::is_namespace) {
+        take_over(name, &pending.from, undo, ns.as_ref())?;
+    }
+    if pending.migrate {
+        let what = Move {
+            from: &pending.from,
+            to: name,
+            no_ecn_to: "",
+            flags: if pending.needs_ecn { NEEDS_ECN } else { 0 },
+            netns: ns.map(|ns| ns.inode),
+            filter: scope.map_or(Ok(Filter::default()), Scope::resolve)?,
+        };
+        let report = Iterators::load()?.migrate(&what)?;
+        let (moved, left) = (report.sockets.moved + report.sockets.listeners, report.left.len());
+        crate::out::eprintln(&format!("moved {moved} sockets, left {left}"));
+    }
+    undo.finished();
+    Ok(())
 }
 
 /// Puts back the default of every namespace that has `name`; returns their names.

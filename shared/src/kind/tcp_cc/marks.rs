@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use libbpf_rs::{MapCore, Object, ObjectBuilder, OpenObject};
+use libbpf_rs::{MapCore, MapHandle, Object, ObjectBuilder, OpenObject};
 
 use super::sockets::Iterators;
 use crate::error::{Error, Result};
@@ -54,6 +54,16 @@ pub fn pin(object: &mut Object) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The object's marks.
+///
+/// # Errors
+/// It has none.
+pub fn of(object: &Object) -> Result<MapHandle> {
+    let map = object.maps().find(|m| m.name() == MAP);
+    let map = map.ok_or_else(|| Error::failed("the TCP programs lost their marks"))?;
+    Ok(MapHandle::try_from(&map)?)
 }
 
 /// Forgets which sockets were moved by us, once none of them is open: until then they must not

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use self::algorithm::{Algorithm, TCP_CONG_NEEDS_ECN};
 use self::default::{Pending, Undo};
-use self::scope::{Filter, Scope};
-use self::sockets::{Iterators, Move, NEEDS_ECN};
+use self::scope::Scope;
+use self::sockets::Iterators;
 use self::taker::{Taken, Taker};
 use super::{Kind, Options, Session, attach_programs, attach_struct_ops};
 use crate::catalog::Policy;
@@ -29,11 +29,13 @@ pub mod globals;
 pub mod late;
 pub mod marks;
 pub mod netns;
+pub mod retired;
 pub mod scope;
 pub mod socket;
 pub mod sockets;
 pub mod swap;
 pub mod taker;
+pub mod unlisted;
 pub mod upgrade;
 pub mod ways;
 
@@ -187,7 +189,8 @@ impl Kind for TcpCc {
         taken.iter().try_for_each(|t| t.switch(false))?;
         self.restore(&live.meta.policy).inspect_err(|_| {
             let _ = taken.iter().try_for_each(|t| t.switch(true));
-        })
+        })?;
+        retired::free(live)
     }
 
     fn restore(&self, policy: &str) -> Result<()> {
@@ -196,7 +199,7 @@ impl Kind for TcpCc {
         late::forget(|from, to| from == name || to == name);
         default::restore(&name, undo.as_ref())?;
         sockets::evacuate(&name)?;
-        swap::unretire(policy);
+        retired::unretire(policy);
         if let Some(undo) = undo {
             undo.remove();
         }
@@ -231,7 +234,7 @@ impl Kind for TcpCc {
     fn is_spent(&self, live: &Live) -> bool {
         let policy = &live.meta.policy;
         // Until the swap is complete the old policy is what `--abort` goes back to.
-        Journal::open().is_none() && swap::is_retired(policy) && swap::is_idle(live)
+        Journal::open().is_none() && retired::is_retired(policy) && retired::is_idle(live)
     }
 
     fn drift(&self, live: &[&Live]) -> Vec<(String, String)> {
@@ -262,7 +265,7 @@ impl Kind for TcpCc {
             };
             if undo.pending().is_some() {
                 let scope = Scope::of(&policy.meta);
-                let what = match complete(&name, &undo, scope.as_ref()) {
+                let what = match default::complete(&name, &undo, scope.as_ref()) {
                     Ok(()) => "an interrupted attach had not made it the default everywhere; done"
                         .to_owned(),
                     Err(e) => format!("it was to be the default everywhere: {e:#}"),
@@ -270,7 +273,7 @@ impl Kind for TcpCc {
                 found.push((policy.meta.policy.clone(), what));
             }
         }
-        let wanted = |l: &&&Live| l.meta.default && !swap::is_retired(&l.meta.policy);
+        let wanted = |l: &&&Live| l.meta.default && !retired::is_retired(&l.meta.policy);
         for policy in live.iter().filter(wanted) {
             let name = algorithm(&policy.meta.policy);
             let what = match default::within(Scope::of(&policy.meta).as_ref()) {
@@ -280,7 +283,7 @@ impl Kind for TcpCc {
             };
             found.push((policy.meta.policy.clone(), what));
         }
-        for policy in live.iter().filter(|l| !swap::is_retired(&l.meta.policy)) {
+        for policy in live.iter().filter(|l| !retired::is_retired(&l.meta.policy)) {
             if let Some(why) = Taken::of(policy).as_ref().and_then(Taken::idle) {
                 found.push((policy.meta.policy.clone(), why.to_owned()));
             }
@@ -369,32 +372,8 @@ impl Session for Registration {
 
     fn finish(&mut self, _live: &Live) -> Result<()> {
         match Undo::open(&self.name).filter(|_| self.default || self.migrate) {
-            Some(undo) => complete(&self.name, &undo, self.scope.as_ref()),
+            Some(undo) => default::complete(&self.name, &undo, self.scope.as_ref()),
             None => Ok(()),
         }
     }
-}
-
-/// Makes `name` the default as its record says, from wherever that was interrupted.
-fn complete(name: &str, undo: &Undo, scope: Option<&Scope>) -> Result<()> {
-    let Some(pending) = undo.pending() else { return Ok(()) };
-    let ns = Scope::namespace_of(scope)?;
-    if scope.is_none_or(Scope::is_namespace) {
-        default::take_over(name, &pending.from, undo, ns.as_ref())?;
-    }
-    if pending.migrate {
-        let what = Move {
-            from: &pending.from,
-            to: name,
-            no_ecn_to: "",
-            flags: if pending.needs_ecn { NEEDS_ECN } else { 0 },
-            netns: ns.map(|ns| ns.inode),
-            filter: scope.map_or(Ok(Filter::default()), Scope::resolve)?,
-        };
-        let report = Iterators::load()?.migrate(&what)?;
-        let (moved, left) = (report.sockets.moved + report.sockets.listeners, report.left.len());
-        crate::out::eprintln(&format!("moved {moved} sockets, left {left}"));
-    }
-    undo.finished();
-    Ok(())
 }

@@ -14,17 +14,18 @@ use crate::error::{Error, Result};
 pub struct Netns {
     /// Its inode number, which names it as long as it lives.
     pub inode: u64,
-    /// The name that `ip netns` gave it, or the process in which it was found.
+    /// The name that `ip netns` gave it, where it is mounted, or the process in which it was found.
     pub name: String,
     file: File,
 }
 
-/// Every network namespace that has a name or a process, the initial one first.
+/// Every network namespace that has a name, a mount or a process, the initial one first.
 pub fn all() -> Vec<Netns> {
     let mut paths: Vec<(String, PathBuf)> = vec![("init".into(), "/proc/1/ns/net".into())];
     for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         paths.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
     }
+    paths.extend(mounted());
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let pid = entry.file_name().to_string_lossy().into_owned();
         if pid.bytes().all(|b| b.is_ascii_digit()) {
@@ -44,6 +45,19 @@ pub fn all() -> Vec<Netns> {
         all.push(Netns { inode: meta.ino(), name, file });
     }
     all
+}
+
+/// Those that a mount keeps, as container engines do, by the path.
+fn mounted() -> Vec<(String, PathBuf)> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let path = |line: &str| {
+        let (mount, source) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (root, path) = fields.next().zip(fields.next())?;
+        (source.starts_with("nsfs ") && root.starts_with("net:"))
+            .then(|| path.replace("\\040", " "))
+    };
+    text.lines().filter_map(path).map(|path| (path.clone(), path.into())).collect()
 }
 
 fn is_namespace(path: &Path, file: &File) -> bool {

@@ -2,12 +2,11 @@
 //! (`src/bpf/tcp_iter.bpf.c`).
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use libbpf_rs::btf::BtfKind;
-use libbpf_rs::{MapCore, Object};
+use libbpf_rs::{Link, MapCore, MapHandle, Object};
 use serde_json::Value;
 
 use super::algorithm::Algorithm;
@@ -15,6 +14,7 @@ use super::globals::Globals;
 use super::netns::{self, Netns};
 use super::scope::Filter;
 use super::socket::{Socket, ends};
+use super::unlisted::{self, Unlisted};
 use super::{default, marks};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
@@ -70,6 +70,7 @@ pub struct Iterators {
     conf: Globals,
     moved: Layout,
     socket: Layout,
+    file: Layout,
 }
 
 impl Iterators {
@@ -87,34 +88,25 @@ impl Iterators {
                 .ok_or_else(lost)
         };
         let (moved, socket) = (record("polity_tcp_moved")?, record("polity_tcp_socket")?);
+        let file = record("polity_tcp_file")?;
         drop(btf);
         let conf = Globals::of_object(&object)?;
-        Ok(Self { object, conf, moved, socket })
+        Ok(Self { object, conf, moved, socket, file })
+    }
+
+    fn attach(&self, program: &str) -> Result<Link> {
+        let Some(program) = self.object.progs_mut().find(|p| p.name() == program) else {
+            return Err(Error::failed(format!("there is no iterator `{program}`")).into());
+        };
+        Ok(program.attach_iter_with_opts(libbpf_rs::IterOpts::None)?)
     }
 
     /// Runs `program` over the sockets of `ns` and returns what it wrote.
     fn walk(&self, program: &str, ns: &Netns) -> Result<Vec<u8>> {
-        let Some(program) = self.object.progs_mut().find(|p| p.name() == program) else {
-            return Err(Error::failed(format!("there is no iterator `{program}`")).into());
-        };
-        let link = program.attach_iter_with_opts(libbpf_rs::IterOpts::None)?;
+        let link = self.attach(program)?;
         let fd = link.as_fd();
         // The iterator sees the namespace of the thread that opens it.
-        ns.enter(move || {
-            let mut file = sys::iter_create(fd)?;
-            let mut bytes = Vec::new();
-            let mut buffer = [0u8; 1 << 16];
-            loop {
-                match file.read(&mut buffer) {
-                    Ok(0) => return Ok(bytes),
-                    Ok(n) => bytes.extend_from_slice(&buffer[..n]),
-                    // The program asked to see a socket again.
-                    Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                    Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                    Err(e) => return Err(e.into()),
-                }
-            }
-        })
+        ns.enter(move || read_all(fd))
     }
 
     /// Walks the sockets of all namespaces; the counts by algorithm, as the iterator has them.
@@ -151,7 +143,30 @@ impl Iterators {
     /// # Errors
     /// A namespace that can't be walked.
     pub fn marked(&self) -> Result<u64> {
-        Ok(self.counts()?.values().map(|n| n[2]).sum())
+        let listed: u64 = self.counts()?.values().map(|n| n[2]).sum();
+        let unlisted = self.unlisted("")?.iter().filter(|socket| socket.is_marked()).count();
+        Ok(listed + unlisted as u64)
+    }
+
+    /// Sockets that neither listen nor are connected and run `algorithm`, or any where that is
+    /// empty: once for each that has it open.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn unlisted(&self, algorithm: &str) -> Result<Vec<Unlisted>> {
+        self.conf.configure(&[("from", algorithm.as_bytes())])?;
+        let bytes = read_all(self.attach("polity_tcp_files")?.as_fd())?;
+        let records = bytes.chunks_exact(self.file.size());
+        Ok(records.map(|record| Unlisted(self.file.json(record))).collect())
+    }
+
+    /// The marks of what was moved, by descriptor, kept beyond this process.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn marks(&mut self) -> Result<MapHandle> {
+        marks::pin(&mut self.object)?;
+        marks::of(&self.object)
     }
 
     /// Moves sockets, namespace by namespace, until a pass moves none.
@@ -239,6 +254,22 @@ impl Iterators {
     }
 }
 
+fn read_all(iterator: BorrowedFd<'_>) -> Result<Vec<u8>> {
+    let mut file = sys::iter_create(iterator)?;
+    let mut bytes = Vec::new();
+    let mut buffer = [0u8; 1 << 16];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(bytes),
+            Ok(n) => bytes.extend_from_slice(&buffer[..n]),
+            // The program asked to see a socket again.
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// Tells one move from all others as long as the machine runs: the marks outlive processes.
 pub fn fresh_id() -> u32 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -256,15 +287,20 @@ impl Report {
             "POLITY_TCP_CONNECTING" => "connecting",
             _ => "failed",
         };
-        match why {
-            "failed" => self.sockets.failed += 1,
-            _ => self.sockets.pinned += 1,
-        }
         let error = record["error"].as_i64().filter(|e| *e != 0 && why == "failed");
         let why = match error {
             Some(e) => format!("failed: {}", std::io::Error::from_raw_os_error(-e as i32)),
             None => why.to_owned(),
         };
+        self.leave(netns, record, why);
+    }
+
+    /// Takes in a socket that was left.
+    pub fn leave(&mut self, netns: &str, record: &Value, why: String) {
+        match why.starts_with("failed") {
+            true => self.sockets.failed += 1,
+            false => self.sockets.pinned += 1,
+        }
         let (local, remote) = ends(record);
         self.left.push(Left { netns: netns.to_owned(), local, remote, why });
     }
@@ -285,36 +321,42 @@ pub fn count(algorithm: &str) -> Result<u64> {
 /// The iterator can't be loaded.
 pub fn evacuate(algorithm: &str) -> Result<()> {
     let mut iterators = Iterators::load()?;
-    if iterators.count()?.get(algorithm).copied().unwrap_or(0) == 0 {
+    let listed = iterators.count()?.get(algorithm).copied().unwrap_or(0);
+    if listed == 0 && iterators.unlisted(algorithm)?.is_empty() {
         return Ok(());
     }
-    let mut found: BTreeMap<String, Algorithm> = BTreeMap::new();
-    for ns in netns::all() {
+    let flags = INCLUDE_CHOSEN;
+    let mut targets: BTreeMap<u64, Algorithm> = BTreeMap::new();
+    let mut left = Vec::new();
+    let all = netns::all();
+    for ns in &all {
         let Ok(to) = ns.enter(default::current) else { continue };
-        let to = match found.entry(to) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => {
-                let new = Algorithm::find(place.key(), &iterators)?;
-                place.insert(new)
-            }
-        };
-        let report = iterators.migrate(&Move {
+        let known = targets.values().find(|a| a.name == to).cloned();
+        let to = known.map_or_else(|| Algorithm::find(&to, &iterators), Ok)?;
+        let what = Move {
             from: algorithm,
             to: &to.name,
             no_ecn_to: "reno",
-            flags: INCLUDE_CHOSEN | to.needs_ecn(),
+            flags: flags | to.needs_ecn(),
             netns: Some(ns.inode),
             ..Move::default()
-        })?;
-        for left in &report.left {
-            tracing::warn!(
-                "{} -> {} in {} still runs `{algorithm}`: {}",
-                left.local,
-                left.remote,
-                left.netns,
-                left.why
-            );
-        }
+        };
+        left.extend(iterators.migrate(&what)?.left);
+        targets.insert(ns.inode, to);
+    }
+    // Of a namespace that can't be found they get the default of the initial one.
+    let initial = all.first().and_then(|ns| targets.get(&ns.inode));
+    let to = |ns: u64| targets.get(&ns).or(initial);
+    let what = Move { from: algorithm, flags, ..Move::default() };
+    left.extend(unlisted::pass(&mut iterators, &what, u64::from(fresh_id()) << 32, to)?.left);
+    for left in &left {
+        tracing::warn!(
+            "{} -> {} in {} still runs `{algorithm}`: {}",
+            left.local,
+            left.remote,
+            left.netns,
+            left.why
+        );
     }
     Ok(())
 }

@@ -6,29 +6,23 @@
 //! repeats it under the same number, and sockets that bear that number count as moved by it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use libbpf_rs::{MapCore, MapType};
 use serde::{Deserialize, Serialize};
 
 use super::algorithm::Algorithm;
 use super::default::{self, Undo};
 use super::netns::{self, Netns};
+use super::retired::{PATIENCE, drains, retire, unretire};
 use super::scope::{Filter, Scope};
 use super::sockets::{self, INCLUDE_CHOSEN, Iterators, LISTENERS, Move, OF_SWAP, PASSES};
 use super::taker::Taken;
 use super::ways::{Ways, attached};
-use super::{late, name_of, upgrade};
+use super::{late, name_of, unlisted, upgrade};
 use crate::error::{Error, Result};
 use crate::journal::Record;
 use crate::kind;
-use crate::live::Live;
 use crate::swap::{Report, Swap, is_kernel};
-use crate::{sys, tree};
-
-/// How long to wait for sockets that are closing, or whose handshake is not over.
-const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What the journal keeps for us.
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -67,6 +61,11 @@ pub fn check(record: &Record) -> Result<()> {
         return Err(Error::config("an upgrade reaches all connections: no scope").into());
     }
     scope.map_or(Ok(Filter::default()), Scope::resolve)?;
+    if let Some(name) = &record.options.no_ecn_to
+        && Algorithm::find(&name_of(name), &Iterators::load()?)?.needs_ecn() != 0
+    {
+        return Err(Error::config("--no-ecn-to takes an algorithm that needs no ECN").into());
+    }
     Ways::of(record).map(|_| ())
 }
 
@@ -90,13 +89,6 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
     let mut work = Work::begin(swap)?;
     unretire(&record.to);
     let new = Algorithm::find(&to, &work.iterators)?;
-    let no_ecn = match &record.options.no_ecn_to {
-        Some(name) => Some(Algorithm::find(&name_of(name), &work.iterators)?),
-        None => None,
-    };
-    if no_ecn.as_ref().is_some_and(|a| a.needs_ecn() != 0) {
-        return Err(Error::config("--no-ecn-to takes an algorithm that needs no ECN").into());
-    }
     let mut flags = new.needs_ecn();
     if !record.options.migrate {
         flags |= LISTENERS;
@@ -104,10 +96,10 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
     if record.options.include_chosen {
         flags |= INCLUDE_CHOSEN;
     }
-    let no_ecn_to = no_ecn.as_ref().map_or("", |a| a.name.as_str());
+    let no_ecn_to = record.options.no_ecn_to.as_deref().map(name_of).unwrap_or_default();
     let only = Scope::namespace_of(asked)?.map(|ns| ns.inode);
     let filter = asked.map_or(Ok(Filter::default()), Scope::resolve)?;
-    let what = Move { from: &from, to: &to, no_ecn_to, flags, netns: only, filter };
+    let what = Move { from: &from, to: &to, no_ecn_to: &no_ecn_to, flags, netns: only, filter };
     let undo = Undos::of(&record)?;
     let change = |work: &mut Work<'_, '_>, ns: &Netns| {
         if !ways.defaults() || only.is_some_and(|only| only != ns.inode) {
@@ -122,7 +114,10 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         undo.hand_on(ns)?;
         ns.enter(|| default::set(&to)).map(|()| true)
     };
-    work.passes(&what, change)?;
+    match ways.defaults() && is_kernels(&record) {
+        true => work.everywhere(&what, change)?,
+        false => work.passes(&what, change)?,
+    }
     if ways.defaults() && !is_drained(&record, &work.report)? {
         match late::begin(&what, asked.unwrap_or(&Scope::default()), work.progress.id) {
             // One may have connected meanwhile.
@@ -144,26 +139,23 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
     Ok(report)
 }
 
+/// Whether both sides are the kernel's own: nothing would end the wait for who comes late.
+fn is_kernels(record: &Record) -> bool {
+    is_kernel(&record.from) && is_kernel(&record.to)
+}
+
 /// Whether nobody can come late: nothing refers to the old side any more. Of the kernel's own
-/// algorithms nobody knows; two of those have nothing that would end the wait.
+/// algorithms nobody knows.
 fn is_drained(record: &Record, report: &Report) -> Result<bool> {
     let from = name_of(&record.from);
     if is_kernel(&record.from) {
-        return Ok(is_kernel(&record.to));
+        return Ok(is_kernels(record));
     }
     let stays = record.options.scope.is_some() || !report.left.is_empty();
     if stays || late::all().iter().any(|(_, to)| *to == from) {
         return Ok(false);
     }
-    let old = crate::live::find(&record.from)?;
-    let start = Instant::now();
-    while !is_idle(&old) {
-        if start.elapsed() > PATIENCE {
-            return Ok(false);
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(true)
+    Ok(drains(&crate::live::find(&record.from)?))
 }
 
 /// Takes back what a swap has done so far.
@@ -192,13 +184,17 @@ pub fn back(swap: &mut Swap<'_>) -> Result<Report> {
     let whose = if record.fresh { INCLUDE_CHOSEN } else { OF_SWAP };
     let flags = whose | old.needs_ecn();
     let what = Move { from: &to, to: &from, flags, ..Move::default() };
-    work.passes(&what, |work, ns| {
+    let change = |work: &mut Work<'_, '_>, ns: &Netns| {
         let ours = record.fresh || work.progress.namespaces.contains_key(&ns.inode);
         if !ours || ns.enter(default::current).ok().as_deref() != Some(&to) {
             return Ok(false);
         }
         ns.enter(|| default::set(&from)).map(|()| true)
-    })?;
+    };
+    match is_kernels(&record) {
+        true => work.everywhere(&what, change)?,
+        false => work.passes(&what, change)?,
+    }
     if let Some(name) = &record.options.no_ecn_to {
         let name = name_of(name);
         let what = Move { from: &name, to: &from, flags: OF_SWAP, ..Move::default() };
@@ -280,6 +276,35 @@ impl<'a, 'b> Work<'a, 'b> {
         self.save()
     }
 
+    /// As [`Work::passes`], those that neither listen nor are connected included. They are looked for
+    /// before and after, for one may connect or be closed meanwhile.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn everywhere(
+        &mut self,
+        what: &Move<'_>,
+        change: impl Fn(&mut Self, &Netns) -> Result<bool>,
+    ) -> Result<()> {
+        let to = Algorithm::find(what.to, &self.iterators)?;
+        self.unlisted(what, &to)?;
+        self.passes(what, change)?;
+        let last = self.unlisted(what, &to)?;
+        self.report.sockets.pinned += last.sockets.pinned;
+        self.report.sockets.failed += last.sockets.failed;
+        self.report.left.extend(last.left);
+        self.save()
+    }
+
+    fn unlisted(&mut self, what: &Move<'_>, to: &Algorithm) -> Result<sockets::Report> {
+        self.save()?;
+        let epoch = u64::from(self.progress.id) << 32 | u64::from(self.progress.pass);
+        let pass = unlisted::pass(&mut self.iterators, what, epoch, |_| Some(to))?;
+        self.progress.pass += 1;
+        self.report.sockets.moved += pass.sockets.moved;
+        Ok(pass)
+    }
+
     fn defaults(&mut self, change: &impl Fn(&mut Self, &Netns) -> Result<bool>) -> Result<bool> {
         let mut changed = false;
         // The initial one first: a child that is made meanwhile takes its default from it.
@@ -337,34 +362,4 @@ impl Undos {
             None => Ok(()),
         }
     }
-}
-
-fn retired(policy: &str) -> PathBuf {
-    tree::undo(&format!("retired-{}", name_of(policy)))
-}
-
-/// Has the policy go when nothing runs it any more.
-fn retire(policy: &str) -> Result<()> {
-    let path = retired(policy);
-    if path.exists() {
-        return Ok(());
-    }
-    tree::keep(&path, &mut tree::record("polity_retired", 4)?)
-}
-
-/// Takes that back.
-pub fn unretire(policy: &str) {
-    tree::forget(&retired(policy));
-}
-
-/// Whether a swap has replaced the policy.
-pub fn is_retired(policy: &str) -> bool {
-    retired(policy).exists()
-}
-
-/// Whether no socket and no namespace refers to the policy: only its link does.
-pub fn is_idle(live: &Live) -> bool {
-    let maps = live.meta.links.keys().filter_map(|name| live.map(name));
-    let mut ops = maps.filter(|m| m.map_type() == MapType::StructOps);
-    ops.all(|m| sys::struct_ops_refcount(&m).is_some_and(|n| n <= 1))
 }

@@ -16,6 +16,7 @@ use libbpf_rs::query::{LinkInfo, LinkTypeInfo};
 use libbpf_rs::{MapCore, MapHandle};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+use super::netns::Netns;
 use super::sockets::{INCLUDE_CHOSEN, KEEP_CHOSEN, Move};
 use super::swap::Work;
 use super::{OPS, default, name_of, taker};
@@ -185,7 +186,7 @@ fn resolve(work: &mut Work<'_, '_>, policy: &str) -> Result<()> {
         flags: INCLUDE_CHOSEN | KEEP_CHOSEN,
         ..Move::default()
     };
-    work.passes(&what, |_, ns| {
+    let change = |_: &mut Work<'_, '_>, ns: &Netns| {
         if ns.enter(default::current).ok().as_deref() != Some(&name) {
             return Ok(false);
         }
@@ -194,5 +195,6 @@ fn resolve(work: &mut Work<'_, '_>, policy: &str) -> Result<()> {
             return Ok(false);
         }
         ns.enter(|| default::set(&name)).map(|()| true)
-    })
+    };
+    work.everywhere(&what, change)
 }
