@@ -18,12 +18,12 @@ use crate::polity::{polity, sh};
 use crate::snapshot::default;
 use crate::sockets::{INIT, Pairs, inside, running};
 use crate::swap::{World, bound};
-use crate::trial::{eventually, trial, trial_in_turn};
+use crate::trial::{eventually, trial_in_turn};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
     vec![
-        trial("unlisted::nothing_runs_what_is_gone", gone),
+        trial_in_turn("unlisted::nothing_runs_what_is_gone", gone),
         trial_in_turn("unlisted::between_two_of_the_kernels_own", kernels),
     ]
 }
