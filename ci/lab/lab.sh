@@ -144,14 +144,18 @@ lab_count() {
 }
 
 # lab_queue FILE SKIP: mean, median, 99th percentile and maximum of a sampled queue, without
-# the first SKIP samples.
+# the first SKIP samples. The percentile lies where it would if a queue of N packets stood for all
+# from N - 0.5 to N + 0.5: whole packets are too coarse to compare short queues by.
 lab_queue() {
 	tail -n +"$(($2 + 1))" "$1" | sort -n | awk '
-		{ q[NR] = $1; sum += $1 }
+		{ q[NR] = $1; sum += $1; n[$1]++ }
 		END {
 			if (!NR) { print "0 0 0 0"; exit }
-			printf "%.1f %d %d %d\n", sum / NR, q[int((NR + 1) / 2)],
-				q[int((NR * 99 + 99) / 100)], q[NR]
+			want = 0.99 * NR
+			for (at = 0; below + n[at] < want; at++)
+				below += n[at]
+			printf "%.1f %d %.2f %d\n", sum / NR, q[int((NR + 1) / 2)],
+				at - 0.5 + (want - below) / n[at], q[NR]
 		}'
 }
 
