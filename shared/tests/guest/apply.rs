@@ -25,6 +25,7 @@ pub fn trials() -> Vec<Trial> {
         trial_in_turn("apply::all_kinds", all_kinds),
         trial_in_turn("apply::rules_in_place", rules_in_place),
         trial_in_turn("apply::reload_under_fire", reload_under_fire),
+        trial_in_turn("apply::another_build_under_fire", another_build_under_fire),
         whole(trial("apply::a_step_fails", a_step_fails)),
         whole(trial("apply::killed", killed)),
     ]
@@ -168,6 +169,19 @@ fn reload_under_fire() {
         apply().ok();
     }
     hammer.stop();
+    polity(&["detach", "lsm/fs-deny"]).ok();
+}
+
+/// What is attached from elsewhere is replaced, and holds until the new one does.
+fn another_build_under_fire() {
+    let rules = guard("lsm/fs-deny");
+    polity(&["attach", "/policies/fs-deny", "--rules", &rules]).ok();
+    wants(&guarded());
+    let hammer = Hammer::start(2);
+    assert_eq!(actions(&[]), [("renew".to_owned(), "lsm/fs-deny".to_owned())]);
+    hammer.stop();
+    assert!(is_guarded());
+    assert_eq!(actions(&[]), []);
     polity(&["detach", "lsm/fs-deny"]).ok();
 }
 

@@ -15,14 +15,15 @@ use crate::load::guard;
 use crate::polity::{binary, polity, status};
 use crate::snapshot::{self, default};
 use crate::sockets::{INIT, Pairs, Traffic};
-use crate::trial::{full_or, has_lsm, trial_in_turn};
+use crate::trial::{full, has_lsm, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
     if !has_lsm() {
         return Vec::new();
     }
-    vec![trial_in_turn("interrupted::at_random_moments", moments)]
+    let runs = full() || number("POLITY_MOMENTS").is_some();
+    vec![trial("interrupted::at_random_moments", moments).with_ignored_flag(!runs)]
 }
 
 /// A state to go to, and how to tell that it is there.
@@ -73,7 +74,7 @@ fn moments() {
 
     let hammer = Hammer::start(2);
     let (mut random, mut short) = (Random::new(), 0);
-    let wanted = number("POLITY_MOMENTS").map_or_else(|| full_or(500, 2), |n| n as usize);
+    let wanted = number("POLITY_MOMENTS").unwrap_or(500) as usize;
     for moment in 0..wanted {
         let state = &states[(moment + 1) % 2];
         wants(&state.text);
@@ -101,6 +102,7 @@ fn moments() {
     hammer.stop();
     let bytes = traffic.finish();
     eprintln!("{bytes} bytes over {} connections, all right", pairs.ends.len() / 2);
+    drop(pairs);
     polity(&["detach", "--all"]).ok();
-    pairs.run(&old);
+    assert_eq!(default(), old);
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use libtest_mimic::Trial;
 
 use crate::apply::{FILE, actions, apply, wants};
+use crate::hammer::Hammer;
 use crate::load::{Load, guard, is_guarded};
 use crate::polity::{polity, run, sh, status};
 use crate::snapshot::{default, sched_ext};
@@ -72,7 +73,9 @@ fn takes_over() {
     // And it can be changed: rules, the algorithm of open connections, the scheduler.
     let other = "[[lsm.fs-deny.rules]]\ndeny = \"write\"\npin = false\npath = \"/tmp/other\"\n";
     wants(&format!("{rules}{other}[tcp-cc.cubic]\ndefault = true\nmigrate = true\n{fair}"));
+    let hammer = Hammer::start(2);
     apply().ok();
+    hammer.stop();
     assert!(is_guarded());
     assert_eq!(status("lsm/fs-deny").unwrap()["detail"]["rules"], 2);
     assert_eq!(default(), "bpf_cubic");
