@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use libtest_mimic::Trial;
 use polity::kind::lsm::ask::{Answer, Asker, Caller, Verdict};
-use polity::kind::lsm::fill::Maps;
+use polity::kind::lsm::lock::Told;
 use polity::kind::lsm::op::Op;
 use polity::live;
 use serde_json::Value;
@@ -108,8 +108,8 @@ fn attempts() {
     assert!(tried > 100);
     // Not there yet: the name is what counts, and a directory that is kept.
     let by = |answer: &Answer| {
-        let maps = Maps::of_live(&live::find(POLICY).unwrap());
-        answer.decisive().map(|r| maps.rule_name(r.rule).unwrap()).unwrap_or_default()
+        let live = live::find(POLICY).unwrap();
+        answer.decisive().map(|r| Told::of(&live, r.rule).unwrap().rule).unwrap_or_default()
     };
     for (op, path, verdict, rule) in [
         ("create", "/w/names/new", "deny", "names"),
