@@ -37,7 +37,7 @@ pub enum Action {
     Add,
     /// It is changed while it stays attached.
     Change,
-    /// It is taken off and attached again.
+    /// It is attached anew: where it must not be off for a moment first that, then the old one goes.
     Renew,
     /// It is taken off.
     Remove,
@@ -153,7 +153,13 @@ fn compare(wanted: Wanted, live: Live) -> Result<Option<Change>> {
     if let Some(what) = kind.differs(&live, &wanted.policy, &wanted.options)? {
         change.what.push(what);
         match kind.unbroken() {
-            true => change.in_place = true,
+            true if live.meta.build == Some(object::build(&wanted.policy.object()?)) => {
+                change.in_place = true
+            }
+            true => {
+                change.action = Action::Renew;
+                change.what.push("attached by another build of the policy".to_owned());
+            }
             false => change.action = Action::Renew,
         }
     }

@@ -28,6 +28,8 @@ pub struct Loaded {
     pub shape: Shape,
     /// Things worth telling that are not errors.
     pub warnings: Vec<String>,
+    /// [`object::build`] of the object.
+    pub build: u64,
     session: Box<dyn Session>,
 }
 
@@ -68,10 +70,11 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
         opened.carry_on(*id, value)?;
     }
     drop(kernel);
+    let build = opened.build;
     let (mut object, shape) = opened.load(&policy)?;
     timing::bpf(|| tables::fill(&object, &tables))?;
     timing::bpf(|| session.configure(&mut object, &shape))?;
-    Ok(Loaded { policy, kind, object, shape, warnings, session })
+    Ok(Loaded { policy, kind, object, shape, warnings, session, build })
 }
 
 impl Loaded {
@@ -158,15 +161,51 @@ pub fn attach(loaded: Loaded, options: &Options, pin: bool) -> Result<Attached> 
 ///
 /// # Errors
 /// The same.
-pub fn attach_in(
-    tree: &Tree,
-    mut loaded: Loaded,
-    options: &Options,
-    pin: bool,
-) -> Result<Attached> {
+pub fn attach_in(tree: &Tree, loaded: Loaded, options: &Options, pin: bool) -> Result<Attached> {
     let id = loaded.policy.id();
     vacant(&id)?;
     clear_dead(loaded.kind.name(), tree)?;
+    put(tree, loaded, options, if pin { Place::Pinned } else { Place::Held })
+}
+
+/// Attaches `loaded` in the place of `old`, the same policy, with both in force for a moment. `old` is
+/// left beside the policies, where [`remove`] finds it.
+///
+/// # Errors
+/// What the kernel says; `old` is where it was then.
+pub fn attach_instead(
+    tree: &Tree,
+    loaded: Loaded,
+    options: &Options,
+    old: &mut Live,
+) -> Result<Attached> {
+    let leave = loaded.kind.look_through(old)?;
+    let mut attached = put(tree, loaded, options, Place::Beside)?;
+    drop(leave);
+    match tree::change_places(&attached.live.meta.policy) {
+        Ok((place, beside)) => {
+            (attached.live.folder, old.folder) = (Some(place), Some(beside));
+            Ok(attached)
+        }
+        Err(e) => Err(match attached.detach_in(tree) {
+            Ok(()) => e,
+            Err(left) => e.context(format!("and it can't be taken off again: {left:#}")),
+        }),
+    }
+}
+
+/// Where a policy's pins go.
+enum Place {
+    /// Nowhere: this process holds it.
+    Held,
+    /// To its folder.
+    Pinned,
+    /// To the folder that it is made in, for its own is taken.
+    Beside,
+}
+
+fn put(tree: &Tree, mut loaded: Loaded, options: &Options, place: Place) -> Result<Attached> {
+    let id = loaded.policy.id();
     loaded.session.ready(tree)?;
 
     let mut meta = Meta {
@@ -175,13 +214,14 @@ pub fn attach_in(
         origin: loaded.policy.origin(),
         time: crate::time::now(),
         uid: rustix::process::getuid().as_raw(),
-        pid: (!pin).then(std::process::id),
+        pid: matches!(place, Place::Held).then(std::process::id),
         default: options.default,
         maps: Default::default(),
         links: Default::default(),
         programs: Default::default(),
         extra: loaded.session.record(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        build: Some(loaded.build),
     };
     meta.record(&loaded.object);
     let mut live = Live { meta, folder: None, id: 0 };
@@ -200,10 +240,12 @@ pub fn attach_in(
     let mut record;
     (record, live.meta) = live.meta.into_map()?;
     live.id = record.info()?.info.id;
-    if pin {
-        let pinned = timing::bpf(|| tree.pin(&id, &mut loaded.object, &mut record, &mut links));
-        live.folder = Some(pinned?);
-    }
+    let object = &mut loaded.object;
+    live.folder = match place {
+        Place::Held => None,
+        Place::Pinned => Some(timing::bpf(|| tree.pin(&id, object, &mut record, &mut links))?),
+        Place::Beside => Some(tree.pin_beside(&id, object, &mut record, &mut links)?),
+    };
     let switched_on =
         loaded.session.commit(&mut loaded.object).and_then(|()| loaded.session.finish(&live));
     let attached = Attached { live, object: loaded.object, shape: loaded.shape, links, record };
@@ -279,6 +321,18 @@ pub fn take_off(live: &Live, tree: &Tree) -> Result<()> {
     unpin(live, tree);
     history::record_command(&live.meta.policy, "detached");
     kind.settle(live);
+    Ok(())
+}
+
+/// Takes off a policy that another stands in for, after [`attach_instead`].
+///
+/// # Errors
+/// What attaching changed can't be undone; it stays attached then.
+pub fn remove(old: &Live, tree: &Tree) -> Result<()> {
+    let kind = old.kind()?;
+    kind.undo(old)?;
+    unpin(old, tree);
+    kind.settle(old);
     Ok(())
 }
 

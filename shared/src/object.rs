@@ -3,6 +3,7 @@
 //! Nothing here has a side effect outside this process but the loaded object, which goes with it.
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
 
 use libbpf_rs::{MapCore, MapHandle, MapType, Object, ObjectBuilder, OpenObject, ProgramType};
@@ -28,6 +29,16 @@ pub struct Opened {
     pub shape: Shape,
     /// Things worth telling that are not errors.
     pub warnings: Vec<String>,
+    /// [`build`] of it.
+    pub build: u64,
+}
+
+/// A number that tells one build of an object from another: what is in the kernel from another build
+/// may have maps that only look the same.
+pub fn build(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Opens the object of `policy` and checks it against the manifest in both directions.
@@ -69,7 +80,7 @@ pub fn open_bytes(policy: &Policy, bytes: &[u8]) -> Result<Opened> {
                 .into());
         }
     };
-    let mut opened = Opened { object, shape, warnings: Vec::new() };
+    let mut opened = Opened { object, shape, warnings: Vec::new(), build: build(bytes) };
     check_stats(policy, &opened.shape)?;
     params::known(&policy.manifest, &opened.shape, &policy.file(), &policy.text)?;
     opened.warnings = unlisted(policy, &opened.shape);

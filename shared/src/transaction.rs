@@ -11,7 +11,7 @@ use crate::live::{self, Live};
 use crate::params::Assignment;
 use crate::recipe::Recipe;
 use crate::shape::Shape;
-use crate::tree::Tree;
+use crate::tree::{self, Tree};
 
 /// A step that can be taken back.
 trait Step {
@@ -145,6 +145,37 @@ impl Step for Off {
     }
 }
 
+/// Attaches a policy anew that must not be off for a moment.
+struct Replace {
+    old: Live,
+    new: Attach,
+}
+
+impl Step for Replace {
+    fn name(&self) -> String {
+        format!("replace {}", self.new.id)
+    }
+
+    fn take(&mut self, tree: &Tree) -> Result<()> {
+        let Some(loaded) = self.new.loaded.take() else { return Ok(()) };
+        let options = &self.new.options;
+        self.new.attached = Some(attach::attach_instead(tree, loaded, options, &mut self.old)?);
+        Ok(())
+    }
+
+    fn back(&mut self, tree: &Tree) -> Result<()> {
+        let Some(mut attached) = self.new.attached.take() else { return Ok(()) };
+        let (place, beside) = tree::change_places(&self.new.id)?;
+        (self.old.folder, attached.live.folder) = (Some(place), Some(beside));
+        attached.detach_in(tree)
+    }
+
+    fn finish(&mut self, tree: &Tree) -> Result<()> {
+        self.new.finish(tree)?;
+        attach::remove(&self.old, tree)
+    }
+}
+
 /// Changes live parameters.
 struct Set {
     live: Live,
@@ -238,6 +269,10 @@ pub fn prepare(changes: Vec<Change>) -> Result<Transaction> {
                 if !sets.is_empty() {
                     steps.push(Box::new(Set::new(live, sets)));
                 }
+            }
+            (Action::Renew, Some(w), Some(live)) if live.kind()?.unbroken() => {
+                let new = Attach::new(w.policy, &w.params, w.options)?;
+                steps.push(Box::new(Replace { old: live, new }));
             }
             (Action::Renew, Some(w), Some(live)) => {
                 let new = Attach::new(w.policy, &w.params, w.options)?;

@@ -11,7 +11,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::{Link, MapCore, MapHandle, MapType, Object, ProgramType};
-use rustix::fs::FlockOperation;
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
 use crate::error::{Error, Result};
 use crate::live::Meta;
@@ -114,7 +114,7 @@ impl Tree {
         meta: &mut MapHandle,
         links: &mut [(String, Link)],
     ) -> Result<PathBuf> {
-        let staged = Path::new(ROOT).join(STAGING).join(policy.replace('/', "-"));
+        let staged = beside(policy);
         let place = Path::new(ROOT).join(policy);
         let result = Self::fill(&staged, &place, object, meta, links);
         if result.is_err() {
@@ -122,6 +122,30 @@ impl Tree {
             clear(&place);
         }
         result.map(|()| place)
+    }
+
+    /// Pins a whole policy where it is made: its own folder is another's. A name of its own, so that an
+    /// old one that is there can be taken off in peace.
+    ///
+    /// # Errors
+    /// What the kernel says; nothing stays pinned then.
+    pub fn pin_beside(
+        &self,
+        policy: &str,
+        object: &mut Object,
+        meta: &mut MapHandle,
+        links: &mut [(String, Link)],
+    ) -> Result<PathBuf> {
+        let staged = beside(policy);
+        clear(&staged);
+        let fill = || {
+            stage(&staged, object, meta)?;
+            for (name, link) in links {
+                link.pin(staged.join("links").join(&*name))?;
+            }
+            Ok(())
+        };
+        fill().inspect_err(|_| clear(&staged)).map(|()| staged)
     }
 
     fn fill(
@@ -145,6 +169,32 @@ impl Tree {
         last.1.pin(place.join("links").join(&last.0))?;
         Ok(())
     }
+}
+
+/// Where a policy is made.
+fn beside(policy: &str) -> PathBuf {
+    Path::new(ROOT).join(STAGING).join(policy.replace('/', "-"))
+}
+
+/// Has a policy that is made change places with the one of that name, at once; returns where they are
+/// now. Killed before it, the one that was made is what the next command sweeps, after it the other.
+///
+/// # Errors
+/// What the kernel says; they are where they were then.
+pub fn change_places(policy: &str) -> Result<(PathBuf, PathBuf)> {
+    let (place, made) = (Path::new(ROOT).join(policy), beside(policy));
+    exchange(&made, &place)?;
+    Ok((place, made))
+}
+
+/// Has two folders change places, at once.
+///
+/// # Errors
+/// What the kernel says.
+pub fn exchange(a: &Path, b: &Path) -> Result<()> {
+    rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).map_err(|e| {
+        Error::failed(format!("can't exchange {} and {}: {e}", a.display(), b.display())).into()
+    })
 }
 
 /// Makes a policy's folder at `staged`, with everything but its links.

@@ -3,6 +3,7 @@
 //! A further struct_ops type is one file with an implementation of [`Kind`], and one line in
 //! [`KINDS`]; `qdisc.rs` proves it.
 
+use std::any::Any;
 use std::path::PathBuf;
 
 use libbpf_rs::{Link, MapCore, Object};
@@ -229,6 +230,15 @@ pub trait Kind: Sync {
         false
     }
 
+    /// Gives this process leave to look at what an attached policy denies, until the value is dropped:
+    /// another that is to take its place has to know what is there.
+    ///
+    /// # Errors
+    /// The policy can't give it.
+    fn look_through(&self, _live: &Live) -> Result<Box<dyn Any>> {
+        Ok(Box::new(()))
+    }
+
     /// In what an attached policy differs from what is asked for, beyond parameters; in words.
     ///
     /// # Errors
@@ -238,8 +248,8 @@ pub trait Kind: Sync {
             .then(|| format!("default: {} -> {}", live.meta.default, options.default)))
     }
 
-    /// Prepares to make an attached policy what is asked for, without taking it off; `None` when
-    /// that can't be done.
+    /// Prepares to make an attached policy, of the same build, what is asked for, without taking it off;
+    /// `None` when that can't be done.
     ///
     /// # Errors
     /// Bad input, or what the kernel says; nothing is changed then.

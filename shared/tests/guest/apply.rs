@@ -2,19 +2,17 @@
 
 use std::fs;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{JoinHandle, spawn};
-use std::time::Duration;
 
 use libbpf_rs::query::LinkInfoIter;
 use libtest_mimic::Trial;
 use serde_json::Value;
 
+use crate::hammer::Hammer;
+use crate::killed::step;
 use crate::load::{GUARDED, guard, is_guarded};
 use crate::polity::{Output, binary, polity, run, status};
 use crate::snapshot::{Snapshot, default, sched_ext};
-use crate::trial::{eventually, full, full_or, has_lsm, trial, trial_in_turn};
+use crate::trial::{full, full_or, has_lsm, trial, trial_in_turn};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -27,32 +25,39 @@ pub fn trials() -> Vec<Trial> {
         trial_in_turn("apply::all_kinds", all_kinds),
         trial_in_turn("apply::rules_in_place", rules_in_place),
         trial_in_turn("apply::reload_under_fire", reload_under_fire),
+        trial_in_turn("apply::another_build_under_fire", another_build_under_fire),
         whole(trial("apply::a_step_fails", a_step_fails)),
         whole(trial("apply::killed", killed)),
     ]
 }
 
-const FILE: &str = "/tmp/desired.toml";
+/// What is applied.
+pub const FILE: &str = "/tmp/desired.toml";
 /// Rules that need few hooks: most tests load them often.
 const GUARD: &str = "[[lsm.fs-deny.rules]]\nname = \"guarded\"\ndeny = \"write\"\npin = false\n";
 
-fn wants(text: &str) {
+/// Writes it.
+pub fn wants(text: &str) {
     fs::write(FILE, text).unwrap();
 }
 
-fn guarded() -> String {
+/// A rule that denies writing below [`GUARDED`].
+pub fn guarded() -> String {
     format!("{GUARD}path = \"{GUARDED}\"\n")
 }
 
-fn scheduler(name: &str) -> String {
+/// A scheduler, where the kernel takes one.
+pub fn scheduler(name: &str) -> String {
     sched_ext().map_or_else(String::new, |_| format!("[schedulers.{name}]\n"))
 }
 
-fn apply() -> Output {
+/// Applies the file.
+pub fn apply() -> Output {
     polity(&["apply", FILE])
 }
 
-fn actions(args: &[&str]) -> Vec<(String, String)> {
+/// What `apply` with these arguments does, and to what.
+pub fn actions(args: &[&str]) -> Vec<(String, String)> {
     let json = polity(&[&["apply", FILE, "--json"], args].concat()).json();
     let text = |v: &Value| v.as_str().unwrap().to_owned();
     let plan = json["plan"].as_array().unwrap();
@@ -151,49 +156,6 @@ fn rules_in_place() {
     fs::remove_file("/tmp/outside").unwrap();
 }
 
-/// Tries what is forbidden, all the time.
-struct Hammer {
-    stop: Arc<AtomicBool>,
-    tries: Arc<AtomicU64>,
-    allowed: Arc<AtomicU64>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Hammer {
-    fn start(threads: usize) -> Self {
-        let mut hammer = Self {
-            stop: Arc::default(),
-            tries: Arc::default(),
-            allowed: Arc::default(),
-            threads: Vec::new(),
-        };
-        for _ in 0..threads {
-            let (stop, tries, allowed) =
-                (hammer.stop.clone(), hammer.tries.clone(), hammer.allowed.clone());
-            hammer.threads.push(spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    allowed.fetch_add(u64::from(!is_guarded()), Ordering::Relaxed);
-                    tries.fetch_add(1, Ordering::Relaxed);
-                    std::thread::sleep(Duration::from_micros(200));
-                }
-            }));
-        }
-        let started = hammer.tries.clone();
-        eventually("tries are made", || started.load(Ordering::Relaxed) > 10);
-        hammer
-    }
-
-    #[track_caller]
-    fn stop(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.threads.into_iter().for_each(|t| t.join().unwrap());
-        let (tries, allowed) =
-            (self.tries.load(Ordering::Relaxed), self.allowed.load(Ordering::Relaxed));
-        assert_eq!(allowed, 0, "of {tries} tries");
-        eprintln!("apply: {tries} forbidden tries, none allowed");
-    }
-}
-
 fn reload_under_fire() {
     guard("lsm/fs-deny");
     wants(&guarded());
@@ -207,6 +169,19 @@ fn reload_under_fire() {
         apply().ok();
     }
     hammer.stop();
+    polity(&["detach", "lsm/fs-deny"]).ok();
+}
+
+/// What is attached from elsewhere is replaced, and holds until the new one does.
+fn another_build_under_fire() {
+    let rules = guard("lsm/fs-deny");
+    polity(&["attach", "/policies/fs-deny", "--rules", &rules]).ok();
+    wants(&guarded());
+    let hammer = Hammer::start(2);
+    assert_eq!(actions(&[]), [("renew".to_owned(), "lsm/fs-deny".to_owned())]);
+    hammer.stop();
+    assert!(is_guarded());
+    assert_eq!(actions(&[]), []);
     polity(&["detach", "lsm/fs-deny"]).ok();
 }
 
@@ -315,7 +290,7 @@ fn strace(inject: &str) -> Output {
 fn points(calls: Vec<usize>, wanted: usize) -> Vec<usize> {
     assert!(calls.len() >= wanted, "{calls:?}");
     match full() {
-        true => calls,
+        true => calls.into_iter().step_by(step()).collect(),
         false => (1..=wanted).map(|i| calls[calls.len() * i / wanted - 1]).collect(),
     }
 }

@@ -76,7 +76,7 @@ impl Campaign {
     fn run(mut self) {
         let calls = self.calls();
         // File rules are dozens of hooks, and each attach takes long.
-        let sample = if self.policy.starts_with("lsm/") { [1, 3] } else { SAMPLE };
+        let sample = if self.policy.starts_with("lsm/") { [1, 2] } else { SAMPLE };
         for name in CALLS {
             let of_name: Vec<usize> =
                 (0..calls.len()).filter(|i| calls[*i].starts_with(&format!("{name}("))).collect();
@@ -174,7 +174,8 @@ fn algorithm() -> String {
 /// The Ns to try, of `total`, when call `first` is the first with an effect.
 fn points(total: usize, first: usize, sample: [usize; 2]) -> BTreeSet<usize> {
     if full() {
-        return (number("POLITY_FROM").unwrap_or(1) as usize..=total).collect();
+        let from = number("POLITY_FROM").unwrap_or(1) as usize;
+        return (from..=total).step_by(step()).collect();
     }
     let mut random = Random::new();
     let mut points = BTreeSet::new();
@@ -189,6 +190,11 @@ fn points(total: usize, first: usize, sample: [usize; 2]) -> BTreeSet<usize> {
 /// A number from the environment.
 pub fn number(variable: &str) -> Option<u64> {
     env::var(variable).ok()?.parse().ok()
+}
+
+/// Of a whole campaign every `POLITY_STEP`th point, where there is not the time for all.
+pub fn step() -> usize {
+    number("POLITY_STEP").map_or(1, |n| n.max(1) as usize)
 }
 
 /// splitmix64.

@@ -23,8 +23,10 @@ mod file_why;
 mod folders;
 mod foreground;
 mod foreign;
+mod hammer;
 mod hogs;
 mod inspect;
+mod interrupted;
 mod killed;
 mod layers;
 mod load;
@@ -49,6 +51,7 @@ mod tables;
 mod top;
 mod trace;
 mod trial;
+mod upgrade;
 mod watching;
 mod yard;
 
@@ -106,6 +109,8 @@ fn all() -> Vec<Trial> {
     trials.extend(file_mounts::trials());
     trials.extend(file_revoke::trials());
     trials.extend(apply::trials());
+    trials.extend(interrupted::trials());
+    trials.extend(upgrade::trials());
     trials.extend(watching::trials());
     trials.extend(top::trials());
     trials.extend(qdisc::trials());

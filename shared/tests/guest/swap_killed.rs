@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
-use crate::killed::{Random, number};
+use crate::killed::{Random, number, step};
 use crate::polity::{Output, binary, polity, run, status};
 use crate::snapshot::{algorithms, default};
 use crate::sockets::{Pairs, Traffic};
@@ -47,9 +47,7 @@ fn killed() {
     let calls: Vec<&str> = log.lines().filter(|l| l.contains("bpf(")).collect();
     let first = calls.iter().position(|c| c.contains(LINK_CREATE)).expect("a link is made");
     let points: Vec<usize> = match full() {
-        true => {
-            (first..=calls.len()).step_by(number("POLITY_STEP").unwrap_or(1) as usize).collect()
-        }
+        true => (first..=calls.len()).step_by(step()).collect(),
         // Each takes some ten seconds under emulation.
         false => (1..3).map(|i| first + (calls.len() - first) * i / 3).collect(),
     };

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::load::{extra, is_guarded};
 use crate::polity::{binary, polity};
-use crate::trial::{campaigns, eventually, trial};
+use crate::trial::{campaigns, eventually, full_or, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -59,14 +59,21 @@ fn metrics() {
         answer
     };
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", server.id())).unwrap().count();
-    ask("GET /metrics");
-    let before = descriptors();
-    for _ in 0..100 {
+    let resident = || {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
+        let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<usize>().unwrap()
+    };
+    (0..10).for_each(|_| drop(ask("GET /metrics")));
+    let before = (descriptors(), resident());
+    for _ in 0..full_or(1000, 100) {
         let answer = ask("GET /metrics");
         assert!(answer.starts_with("HTTP/1.0 200") && answer.ends_with("# EOF\n"), "{answer}");
         assert!(answer.contains("application/openmetrics-text"), "{answer}");
     }
-    assert!(descriptors() <= before + 1, "scrapes leak descriptors");
+    assert!(descriptors() <= before.0 + 1, "scrapes leak descriptors");
+    let after = resident();
+    assert!(after <= before.1 + 64, "scrapes leak: {} KiB, {after} KiB", before.1);
     assert!(ask("GET /").starts_with("HTTP/1.0 404"));
     assert!(ask("DELETE /metrics").starts_with("HTTP/1.0 405"));
     server.kill().unwrap();

@@ -7,6 +7,7 @@
 //! test of that, `held` tells what is open from before, `lock` keeps all of it as it is. A policy without a map `anchors` has no
 //! rules of ours: all its programs are attached as they are.
 
+use std::any::Any;
 use std::path::PathBuf;
 
 use libbpf_rs::{Link, Object};
@@ -147,6 +148,14 @@ impl Kind for Lsm {
         true
     }
 
+    fn look_through(&self, live: &Live) -> Result<Box<dyn Any>> {
+        let leave = Leave(fill::Maps::of_live(live));
+        if live.map("identities").is_some() {
+            identify::Oracle::of_live(live)?.ask(&[])?;
+        }
+        Ok(Box::new(leave))
+    }
+
     fn differs(&self, live: &Live, policy: &Policy, options: &Options) -> Result<Option<String>> {
         let Some((file, text)) = &options.rules else { return Ok(None) };
         let rules = parse::parse(file, text, &policy.manifest.policy.name)?;
@@ -207,6 +216,15 @@ impl Kind for Lsm {
         let mut generation = [0; 8];
         sys::map_lookup(&control, &0u32.to_ne_bytes(), &mut generation).is_ok()
             && u64::from_ne_bytes(generation) >= WHOLE
+    }
+}
+
+/// To read what an attached policy denies.
+struct Leave(fill::Maps);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.0.revoke_leave();
     }
 }
 

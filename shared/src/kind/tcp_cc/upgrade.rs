@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 
 use libbpf_rs::query::{LinkInfo, LinkTypeInfo};
 use libbpf_rs::{MapCore, MapHandle};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::sockets::{INCLUDE_CHOSEN, KEEP_CHOSEN, Move};
 use super::swap::Work;
@@ -69,6 +68,7 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
             maps: Default::default(),
             programs: Default::default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            build: Some(loaded.build),
             ..old.meta.clone()
         };
         meta.record(&loaded.object);
@@ -84,7 +84,7 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         let new = loaded.object.maps().find(|m| m.name() == map.as_str());
         let new = new.ok_or_else(|| Error::failed("the object lost its struct_ops map"))?;
         replace(&link, new.as_fd())?;
-        exchange(&staged, &place)?;
+        tree::exchange(&staged, &place)?;
     }
     resolve(&mut work, &policy)?;
     let report = work.report;
@@ -104,7 +104,7 @@ pub fn back(swap: &mut Swap<'_>) -> Result<Report> {
     let staged = staged();
     if work.progress.old != 0 {
         if record_in(&staged) == Some(work.progress.old) {
-            exchange(&staged, &place)?;
+            tree::exchange(&staged, &place)?;
         }
         let old = live::find(&policy)?;
         let (name, link) = struct_ops_link(&old)?;
@@ -165,12 +165,6 @@ fn replace(link: &OwnedFd, new: std::os::fd::BorrowedFd<'_>) -> Result<()> {
     let old = MapHandle::from_map_id(now.map_id)?;
     sys::link_replace_map(link.as_fd(), new, old.as_fd())
         .map_err(|e| Error::failed(format!("the kernel does not replace the code: {e}")).into())
-}
-
-fn exchange(a: &Path, b: &Path) -> Result<()> {
-    renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).map_err(|e| {
-        Error::failed(format!("can't exchange {} and {}: {e}", a.display(), b.display())).into()
-    })
 }
 
 /// Tells every namespace and every socket the name once more.
