@@ -257,6 +257,9 @@ pub fn prepare(changes: Vec<Change>) -> Result<Transaction> {
     let mut steps: Vec<Box<dyn Step>> = Vec::new();
     for change in changes {
         let Change { action, wanted, live, sets, in_place, policy: id, .. } = change;
+        if let Some(live) = &live {
+            live.kind()?.may_change(live)?;
+        }
         match (action, wanted, live) {
             (Action::Add, Some(w), _) => {
                 steps.push(Box::new(Attach::new(w.policy, &w.params, w.options)?));

@@ -262,6 +262,14 @@ pub trait Kind: Sync {
         Ok(None)
     }
 
+    /// Whether an attached policy may be changed or taken off.
+    ///
+    /// # Errors
+    /// It is locked; says how to unlock it.
+    fn may_change(&self, _live: &Live) -> Result<()> {
+        Ok(())
+    }
+
     /// Locks a policy that is attached for good, where that was asked for and is not done yet;
     /// gives the secret that unlocks it, which nobody has but the caller.
     ///

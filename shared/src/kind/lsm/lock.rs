@@ -140,14 +140,11 @@ pub fn refuse(live: &Live) -> Result<()> {
     }
 }
 
-/// Whether this kernel has all that the lock needs, and so has the policy where it is attached.
+/// Whether this kernel has all that the lock needs.
 ///
 /// # Errors
 /// Exit status 3: with a hook less it would not hold.
-pub fn supported(kernel: &Kernel, live: Option<&Live>) -> Result<()> {
-    if live.is_some_and(|live| !is_lockable(live)) {
-        return Err(lost().into());
-    }
+pub fn supported(kernel: &Kernel) -> Result<()> {
     HOOKS.iter().try_for_each(|hook| kernel.require(&format!("lsm {hook}")))
 }
 

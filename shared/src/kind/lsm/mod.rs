@@ -193,6 +193,10 @@ impl Kind for Lsm {
         }
     }
 
+    fn may_change(&self, live: &Live) -> Result<()> {
+        lock::refuse(live)
+    }
+
     fn lock(&self, live: &Live) -> Result<Option<String>> {
         lock::close(live)
     }
@@ -260,7 +264,7 @@ impl Session for Loading {
             return Ok(());
         }
         if self.rules.lock {
-            lock::supported(kernel, None)?;
+            lock::supported(kernel)?;
         }
         let programs = self.rules.programs();
         for mut program in opened.object.progs_mut() {

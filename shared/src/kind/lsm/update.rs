@@ -55,7 +55,6 @@ impl Drop for NewRules {
 /// # Errors
 /// Bad rules, or what the kernel says; the rules in force are as they were.
 pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<NewRules> {
-    lock::refuse(live)?;
     let folder = live.pins()?.to_owned();
     let none = (PathBuf::new(), String::new());
     let (file, text) = options.rules.as_ref().unwrap_or(&none);
@@ -97,7 +96,7 @@ impl NewRules {
         let there: BTreeSet<_> = live.links().into_iter().map(|(name, _)| name).collect();
         let kernel = Kernel::probe();
         if self.rules.lock {
-            lock::supported(&kernel, Some(live))?;
+            lock::supported(&kernel)?;
         }
         let has = |hook: &str| kernel.has_func(&format!("bpf_lsm_{hook}"));
         let mut missing = self.rules.programs();
