@@ -5,9 +5,9 @@
  *
  * What denies are programs and maps that links hold, what holds the links are pins, and what
  * holds the pins is a mount. So the pins stay, the mount stays, and nobody gets a descriptor of
- * a map: with one, even for reading only, a program of one's own can write it (it does for an inner map
- * of another map, or for an iterator over its elements). Links need nothing more: the kernel
- * neither detaches nor updates those of LSM programs. And programs that would run in the place
+ * a map: even with one for reading only, a program of one's own could write it (it does for an
+ * inner map of another map, or for an iterator over its elements). Links need nothing more: the
+ * kernel neither detaches nor updates those of LSM programs. And programs that would run in the place
  * of ours, or of the kernel's calls to ours, are not let in.
  */
 #ifndef __FS_DENY_LOCK_H
@@ -37,7 +37,7 @@ struct deny_kept_id {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 1024);
 	__type(key, struct deny_kept_id);
 	__type(value, u32);	/* whether a map may be opened for reading */
 } lock_keeps SEC(".maps");
