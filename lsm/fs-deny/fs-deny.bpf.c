@@ -25,6 +25,7 @@ struct fs_deny_stats {
 	u64 denied;
 	u64 audited;
 	u64 events_lost;
+	u64 tampered;
 };
 
 POLITY_STATS(struct fs_deny_stats);
@@ -320,3 +321,6 @@ int BPF_PROG(on_move_mount, const struct path *from_path, const struct path *to_
 	return ret ?: check_mount(to_path->dentry,
 				  OP(mount) | OP(DENY_PIN) | OP(DENY_COVER));
 }
+
+#include "lock.bpf.h"
+#include "tell.bpf.h"

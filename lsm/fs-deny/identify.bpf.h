@@ -18,7 +18,8 @@ struct deny_identity {
 
 struct deny_identities {
 	u32 count;
-	u32 exempt;		/* let the caller read what is denied, until it takes that back */
+	u32 exempt;		/* let the caller read what is denied, until it takes that back; not
+				 * while the lock is closed */
 	u32 fd[IDENTIFY_BATCH];
 	struct deny_identity is[IDENTIFY_BATCH];
 };
@@ -50,7 +51,7 @@ int identify(void *ctx)
 	host_is = bpf_map_lookup_elem(&host, &zero);
 	if (!batch || !host_is)
 		return 0;
-	if (batch->exempt) {
+	if (batch->exempt && !closed_lock()) {
 		host_is->start = task->group_leader->start_time;
 		host_is->task = (u64)task->group_leader;
 	}

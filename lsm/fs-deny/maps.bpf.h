@@ -7,6 +7,7 @@
 #define __FS_DENY_MAPS_H
 
 #include "model.bpf.h"
+#include "sha256.bpf.h"
 
 /* The switch: 0 allows everything, else the generation in force. The host maps it and stores. */
 struct {
@@ -118,6 +119,35 @@ struct {
 	__type(key, char[DENY_RULE_NAME]);
 	__type(value, struct deny_hits);
 } rule_hits SEC(".maps");
+
+/* See lock.bpf.h. */
+struct deny_lock {
+	u32 closed;
+	u32 wrong;			/* secrets that were, since it was closed */
+	u64 next;			/* when another may be tried */
+	u64 mount;			/* struct mount that holds the pins */
+	u64 second;
+	u32 spent;			/* events in that second */
+	u32 spare;
+	u32 hash[SHA256_WORDS];		/* of the secret */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct deny_lock);
+} lock_state SEC(".maps");
+
+/* The lock, when it is closed. */
+static __always_inline struct deny_lock *closed_lock(void)
+{
+	struct deny_lock *lock;
+	u32 zero = 0;
+
+	lock = bpf_map_lookup_elem(&lock_state, &zero);
+	return lock && lock->closed ? lock : NULL;
+}
 
 /* Looks key up in the side of the pair that generation "gen" uses. */
 #define rule_lookup(map, gen, key)					\

@@ -34,6 +34,7 @@ enum deny_op {
 	read, write, exec, create, delete, rename, link, chmod, chown, truncate,
 	xattr, stat, mount, ioctl, mmap_exec,
 	DENY_NR_OPS,
+	unlock, tamper,			/* in events of the lock only */
 	DENY_COVER = 24,		/* not an operation: would a mount here end what a glob is about? */
 	DENY_GLOBS = 25,		/* not an operation: the names of children are matched */
 	DENY_LATE = 26,			/* not an operation: by a descriptor that is there already */
@@ -189,7 +190,7 @@ struct deny_dir {
 	struct deny_mask mask;
 };
 
-enum deny_verdict { denied, audited };
+enum deny_verdict { denied, audited, unlocked };
 
 /* A path within its file system. */
 struct deny_path {

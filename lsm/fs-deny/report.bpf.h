@@ -91,19 +91,16 @@ GLOBAL int deny_put_path(struct deny_path *to, u64 leaf, u64 zero)
 	return 0;
 }
 
-GLOBAL int deny_send_event(u64 gen, u32 index, u32 what, u64 dentry, u64 ino)
+/* An event with all that is told of the caller, to be submitted. */
+static __always_inline struct deny_event *new_event(u32 what)
 {
-	struct deny_rule *rule = rule_lookup(rules, gen, &index);
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct deny_set *set = set_of(gen);
 	struct deny_event *e;
 
-	if (!rule || !set)
-		return 0;
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e) {
 		stat_inc(events_lost);
-		return 0;
+		return NULL;
 	}
 	__builtin_memset(e, 0, sizeof(*e));
 	e->ktime = bpf_ktime_get_boot_ns();
@@ -112,9 +109,23 @@ GLOBAL int deny_send_event(u64 gen, u32 index, u32 what, u64 dentry, u64 ino)
 	e->pid = task->tgid;
 	e->uid = task->real_cred->euid.val;
 	e->cgroup = bpf_get_current_cgroup_id();
+	bpf_get_current_comm(e->comm, sizeof(e->comm));
+	return e;
+}
+
+GLOBAL int deny_send_event(u64 gen, u32 index, u32 what, u64 dentry, u64 ino)
+{
+	struct deny_rule *rule = rule_lookup(rules, gen, &index);
+	struct deny_set *set = set_of(gen);
+	struct deny_event *e;
+
+	if (!rule || !set)
+		return 0;
+	e = new_event(what);
+	if (!e)
+		return 0;
 	e->dev = as_dentry(dentry)->d_sb->s_dev;
 	e->ino = ino;
-	bpf_get_current_comm(e->comm, sizeof(e->comm));
 	__builtin_memcpy(e->rule, rule->name, sizeof(e->rule));
 	deny_put_path((struct deny_path *)e->path, dentry, set->zero);
 	bpf_ringbuf_submit(e, 0);

@@ -264,8 +264,8 @@ fn put(tree: &Tree, mut loaded: Loaded, options: &Options, place: Place) -> Resu
 impl Attached {
     /// Leaves a pinned policy to the kernel: its pins hold the links, and closing them here detaches
     /// nothing. One that stayed open would keep the policy on as long as this process lives.
-    pub fn keep(self) {
-        drop(self.links);
+    pub fn keep(self) -> Live {
+        self.live
     }
 
     /// Takes the policy off and undoes what attaching changed.

@@ -48,6 +48,10 @@ pub enum Command {
     Attach(Attach),
     /// Take a policy off and undo what attaching changed
     Detach(Detach),
+    /// Open a locked policy, with the secret that was told when it was locked
+    ///
+    /// The secret is read from standard input, without echo where that is a terminal.
+    Unlock(Unlock),
     /// Replace one policy by another on the running system, with nothing lost
     Swap(Swap),
     /// Make the system what a file says, all or nothing
@@ -193,6 +197,9 @@ pub struct Attach {
     /// What to load.
     #[command(flatten)]
     pub load: Load,
+    /// Print JSON: with `lock = true`, the secret too
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `detach`.
@@ -204,6 +211,14 @@ pub struct Detach {
     /// Everything that is attached
     #[arg(long)]
     pub all: bool,
+}
+
+/// `unlock`.
+#[derive(Debug, Args)]
+pub struct Unlock {
+    /// KIND/NAME or a folder
+    #[arg(add = ArgValueCandidates::new(policies))]
+    pub policy: String,
 }
 
 /// `swap`.
@@ -387,6 +402,7 @@ impl Cli {
             Command::Run(args) => cmd::run::run(&args),
             Command::Attach(args) => cmd::attach::run(&args),
             Command::Detach(args) => cmd::detach::run(&args),
+            Command::Unlock(args) => cmd::unlock::run(&args),
             Command::Swap(args) => cmd::swap::run(&args),
             Command::Apply(args) => cmd::apply::run(&args),
             Command::Serve(args) => cmd::serve::run(&args),

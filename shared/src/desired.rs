@@ -276,6 +276,10 @@ struct Lsm {
     #[serde(rename = "mode")]
     #[schemars(with = "Option<String>")]
     _mode: Option<IgnoredAny>,
+    /// Nobody changes the rules or takes them off until `polity unlock` or a reboot.
+    #[serde(rename = "lock")]
+    #[schemars(with = "Option<bool>")]
+    _lock: Option<IgnoredAny>,
     /// What is denied: see the policy's README.
     #[serde(rename = "rules")]
     #[schemars(with = "Option<Vec<serde_json::Map<String, serde_json::Value>>>")]

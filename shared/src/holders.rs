@@ -2,18 +2,21 @@
 
 use std::fs;
 
-use libbpf_rs::query::{LinkInfoIter, LinkTypeInfo, MapInfoIter};
+use libbpf_rs::query::{LinkInfoIter, LinkTypeInfo};
+use libbpf_rs::{MapCore, MapHandle};
 
 use crate::kernel::Kernel;
+use crate::sys;
 
 /// Who attached the struct_ops map of type `ty` that is in force: processes that hold its link,
 /// or that it is pinned. `None` when no link of that type can be found.
 pub fn of_struct_ops(kernel: &Kernel, ty: &str) -> Option<String> {
     let value_type = kernel.struct_id(&format!("bpf_struct_ops_{ty}"))?;
-    let maps: Vec<u32> = MapInfoIter::default()
-        .filter(|m| m.btf_vmlinux_value_type_id == value_type)
-        .map(|m| m.id)
-        .collect();
+    let is_of_type = |id: &u32| match MapHandle::from_map_id(*id).and_then(|map| map.info()) {
+        Ok(map) => map.info.btf_vmlinux_value_type_id == value_type,
+        Err(_) => false,
+    };
+    let maps: Vec<u32> = sys::map_ids().into_iter().filter(is_of_type).collect();
     let link = LinkInfoIter::default()
         .find(|l| matches!(&l.info, LinkTypeInfo::StructOps(s) if maps.contains(&s.map_id)))?;
     let holders = of_link(link.id);

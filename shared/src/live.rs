@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::btf::Btf;
-use libbpf_rs::query::{LinkInfo, MapInfoIter, ProgInfoIter, ProgramInfo};
+use libbpf_rs::query::{LinkInfo, ProgInfoIter, ProgramInfo};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
@@ -111,15 +111,19 @@ pub fn all() -> Result<Vec<Live>> {
     need_root("see what is attached")?;
     let pinned = tree::pinned();
     let mut found = Vec::new();
-    for info in MapInfoIter::default().filter(|m| m.name == META) {
-        let Ok(map) = MapHandle::from_map_id(info.id) else { continue };
-        let Some(meta) = Meta::from_map(&map) else { continue };
-        let folder = pinned.iter().find(|(id, _)| *id == info.id).map(|(_, f)| f.clone());
+    for id in sys::map_ids() {
+        let folder = pinned.iter().find(|(pin, _)| *pin == id).map(|(_, f)| f.clone());
+        let map = match &folder {
+            Some(folder) => tree::open(&folder.join("meta")),
+            None => MapHandle::from_map_id(id).map_err(Into::into),
+        };
+        let Ok(map) = map else { continue };
+        let Some(meta) = Meta::from_map(&map).filter(|_| map.name() == META) else { continue };
         // One that is being attached, or the other version of one that is being upgraded.
         if folder.is_none() && meta.pid.is_none() {
             continue;
         }
-        found.push(Live { meta, folder, id: info.id });
+        found.push(Live { meta, folder, id });
     }
     // A record that was just replaced lingers until the kernel has freed it.
     let place: Vec<_> =
@@ -192,9 +196,10 @@ impl Live {
         })
     }
 
-    /// The map with this label.
+    /// The map with this label; of a locked policy some, and most of those for reading only.
     pub fn map(&self, label: &str) -> Option<MapHandle> {
-        MapHandle::from_map_id(*self.meta.maps.get(label)?).ok()
+        let map = MapHandle::from_map_id(*self.meta.maps.get(label)?).ok();
+        map.or_else(|| tree::open(&self.folder.as_ref()?.join("maps").join(label)).ok())
     }
 
     /// What the policy's BTF in the kernel says.

@@ -247,20 +247,36 @@ impl Drop for Mapping {
     }
 }
 
-/// Runs a program that takes no context (`SEC("syscall")`) in this process, once.
+/// Runs a `SEC("syscall")` program in this process, once, and returns what it returned. It may
+/// read and write `context`.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn program_run(program: BorrowedFd<'_>) -> io::Result<()> {
+pub fn program_run(program: BorrowedFd<'_>, context: &mut [u8]) -> io::Result<u32> {
     let mut options = raw::bpf_test_run_opts {
         sz: size_of::<raw::bpf_test_run_opts>() as _,
         ..Default::default()
     };
-    // SAFETY: the options hold no pointer, and the call keeps none.
+    if !context.is_empty() {
+        options.ctx_in = context.as_mut_ptr().cast();
+        options.ctx_size_in = context.len() as u32;
+    }
+    // SAFETY: the kernel reads and writes `ctx_size_in` bytes at `ctx_in`, all of `context`; the
+    // call keeps no pointer.
     match unsafe { raw::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) } {
-        0 => Ok(()),
+        0 => Ok(options.retval),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The ids of all BPF maps.
+pub fn map_ids() -> Vec<u32> {
+    let (mut all, mut id) = (Vec::new(), 0);
+    // SAFETY: the kernel writes one u32, which outlives the call.
+    while unsafe { raw::bpf_map_get_next_id(id, &raw mut id) } == 0 {
+        all.push(id);
+    }
+    all
 }
 
 /// Opens an iterator: the file gives what its program writes for each object.

@@ -257,6 +257,9 @@ pub fn prepare(changes: Vec<Change>) -> Result<Transaction> {
     let mut steps: Vec<Box<dyn Step>> = Vec::new();
     for change in changes {
         let Change { action, wanted, live, sets, in_place, policy: id, .. } = change;
+        if let Some(live) = &live {
+            live.kind()?.may_change(live)?;
+        }
         match (action, wanted, live) {
             (Action::Add, Some(w), _) => {
                 steps.push(Box::new(Attach::new(w.policy, &w.params, w.options)?));
@@ -290,12 +293,13 @@ pub fn prepare(changes: Vec<Change>) -> Result<Transaction> {
 }
 
 impl Transaction {
-    /// Takes every step, or none.
+    /// Takes every step, or none. Then what is to be locked is, for good: gives the policies that
+    /// were and the secrets that unlock them.
     ///
     /// # Errors
     /// What the step that failed says; the system is as before then, or the error says what of
     /// it is not.
-    pub fn run(mut self, tree: &Tree) -> Result<()> {
+    pub fn run(mut self, tree: &Tree) -> Result<Vec<(String, String)>> {
         for at in 0..self.0.len() {
             if let Err(e) = self.0[at].take(tree) {
                 let name = self.0[at].name();
@@ -308,8 +312,18 @@ impl Transaction {
                 left.push(format!("{}: {e:#}", step.name()));
             }
         }
+        // What still holds descriptors of what is to be locked lets go of them.
+        drop(self);
+        let mut secrets = Vec::new();
+        let pinned = if left.is_empty() { live::all()? } else { Vec::new() };
+        for live in pinned.iter().filter(|l| l.folder.is_some()) {
+            match live.kind()?.lock(live) {
+                Ok(secret) => secrets.extend(secret.map(|s| (live.meta.policy.clone(), s))),
+                Err(e) => left.push(format!("lock {}: {e:#}", live.meta.policy)),
+            }
+        }
         match left.as_slice() {
-            [] => Ok(()),
+            [] => Ok(secrets),
             left => Err(Error::failed(format!("applied, but: {}", left.join("; ")))
                 .hint("`polity apply` again finishes it")
                 .into()),

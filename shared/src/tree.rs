@@ -97,8 +97,8 @@ impl Tree {
 
     /// Removes folders that hold nothing.
     pub fn tidy(&self) {
-        for folder in children(Path::new(ROOT)) {
-            // Fails, as it should, for those that hold something.
+        // One that is not empty would stay all the same, but a locked one would take it amiss.
+        for folder in children(Path::new(ROOT)).iter().filter(|f| children(f).is_empty()) {
             let _ = fs::remove_dir(folder);
         }
     }
@@ -237,13 +237,22 @@ pub fn pinned() -> Vec<(u32, PathBuf)> {
     let mut all = Vec::new();
     for kind in children(Path::new(ROOT)).into_iter().filter(|k| is_kind(k)) {
         for folder in children(&kind) {
-            let Ok(map) = MapHandle::from_pinned_path(folder.join("meta")) else { continue };
+            let Ok(map) = open(&folder.join("meta")) else { continue };
             if let Ok(info) = map.info() {
                 all.push((info.info.id, folder));
             }
         }
     }
     all
+}
+
+/// Opens a pinned map for reading: nobody gets more of one that is locked.
+///
+/// # Errors
+/// What the kernel says.
+pub fn open(path: &Path) -> Result<MapHandle> {
+    let flags = libbpf_rs::libbpf_sys::BPF_F_RDONLY;
+    Ok(MapHandle::from_pinned_path_with_file_flags(path, flags)?)
 }
 
 /// Unpins a policy: its links first, the effective one before all others, then the rest.
@@ -327,8 +336,7 @@ pub fn children(folder: &Path) -> Vec<PathBuf> {
 
 /// Whether every link that the policy's record names is pinned.
 fn is_whole(folder: &Path) -> bool {
-    let meta =
-        MapHandle::from_pinned_path(folder.join("meta")).ok().and_then(|m| Meta::from_map(&m));
+    let meta = open(&folder.join("meta")).ok().and_then(|m| Meta::from_map(&m));
     meta.is_some_and(|m| m.links.keys().all(|name| folder.join("links").join(name).exists()))
 }
 

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Map, json};
 
-use super::print_json;
+use super::{print_json, tell_secret};
 use crate::cli::Apply;
 use crate::error::Result;
 use crate::live::need_root;
@@ -34,16 +34,18 @@ pub fn run(args: &Apply) -> Result<()> {
     }
     let nothing = changes.is_empty();
     let transaction = transaction::prepare(changes)?;
-    if !args.dry_run {
-        transaction.run(&tree)?;
-    }
+    let secrets = if args.dry_run { Vec::new() } else { transaction.run(&tree)? };
     out::eprintln(match (nothing, args.dry_run) {
         (true, _) => "nothing to do",
         (false, true) => "the kernel accepts all of it; nothing was changed",
         (false, false) => "applied",
     });
     if args.json {
-        print_json(&json!({"plan": plan, "applied": !args.dry_run}))?;
+        let secrets: Map<_, _> = secrets.into_iter().map(|(id, s)| (id, s.into())).collect();
+        return print_json(&json!({"plan": plan, "applied": !args.dry_run, "secrets": secrets}));
+    }
+    for (policy, secret) in &secrets {
+        tell_secret(policy, secret);
     }
     Ok(())
 }

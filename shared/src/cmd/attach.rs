@@ -1,6 +1,8 @@
 //! `polity attach`.
 
-use super::load_for;
+use serde_json::json;
+
+use super::{load_for, print_json, tell_secret};
 use crate::cli::Attach;
 use crate::error::Result;
 use crate::timing::Stopwatch;
@@ -12,10 +14,20 @@ use crate::{attach, out};
 /// With the exit status of what is wrong; the system is as before then.
 pub fn run(args: &Attach) -> Result<()> {
     let watch = Stopwatch::new();
-    let (loaded, options) = load_for(&args.load)?;
+    let (loaded, options) = load_for(&args.load, true)?;
     let attached = attach::attach(loaded, &options, true)?;
     out::eprintln(&format!("attached {}", attached.live.meta.policy));
     watch.tell("attached");
-    attached.keep();
+    let live = attached.keep();
+    let secret = live
+        .kind()?
+        .lock(&live)
+        .map_err(|e| e.context(format!("{} is attached, but not locked", live.meta.policy)))?;
+    if args.json {
+        return print_json(&json!({"policy": live.meta.policy, "secret": secret}));
+    }
+    if let Some(secret) = secret {
+        tell_secret(&live.meta.policy, &secret);
+    }
     Ok(())
 }

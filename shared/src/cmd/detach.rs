@@ -1,7 +1,7 @@
 //! `polity detach`.
 
 use crate::cli::Detach;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use crate::live::{self, need_root};
 use crate::tree::Tree;
 use crate::{attach, mend, out};
@@ -24,7 +24,7 @@ pub fn run(args: &Detach) -> Result<()> {
             Ok(()) => out::eprintln(&format!("detached {}", policy.meta.policy)),
             Err(e) if chosen.len() == 1 => return Err(e),
             Err(e) => {
-                tracing::error!("{}: {e:#}", policy.meta.policy);
+                error::report(&e);
                 failed.push(policy.meta.policy.clone());
             }
         }

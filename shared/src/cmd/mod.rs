@@ -33,6 +33,7 @@ pub mod status;
 pub mod swap;
 pub mod top;
 pub mod trace;
+pub mod unlock;
 pub mod why;
 
 /// Prints a value as one document of JSON.
@@ -41,8 +42,16 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
     Ok(())
 }
 
-/// Finds and loads what `run` or `attach` were asked for.
-fn load_for(args: &Load) -> Result<(Loaded, Options)> {
+/// Tells the secret that unlocks a policy: the one line on stdout.
+fn tell_secret(policy: &str, secret: &str) {
+    out::eprintln(&format!(
+        "{policy} is locked; `polity unlock {policy}` takes this secret, which is kept nowhere:"
+    ));
+    out::println(secret);
+}
+
+/// Finds and loads what `run` or `attach` (`stays`) were asked for.
+fn load_for(args: &Load, stays: bool) -> Result<(Loaded, Options)> {
     let policy = catalog::find(&args.subject.policy)?;
     let (default, scope) = args.scope.clone().settle(args.default)?;
     let options = Options {
@@ -50,6 +59,7 @@ fn load_for(args: &Load) -> Result<(Loaded, Options)> {
         migrate: args.migrate,
         scope,
         replace: args.replace,
+        passing: !stays,
         rules: rules(&args.subject)?,
         tables: tables(&args.subject, &policy)?,
         ..Options::default()

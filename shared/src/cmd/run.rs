@@ -32,7 +32,7 @@ use crate::{catalog, history, out, supervise};
 pub fn run(args: &Run) -> Result<()> {
     let care = care(args)?;
     let stop = signals::catch()?;
-    let (loaded, options) = load_for(&args.load)?;
+    let (loaded, options) = load_for(&args.load, false)?;
     let (policy, kind) = (loaded.policy.clone(), loaded.kind);
     let id = policy.id();
     if !care.fallback.is_empty() && !kind.ejects() {

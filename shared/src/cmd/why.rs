@@ -6,7 +6,7 @@ use super::print_json;
 use crate::cli::Why;
 use crate::error::{Error, Result};
 use crate::kind::lsm::ask::{Answer, Asker, Caller, Reason, Verdict};
-use crate::kind::lsm::fill::Maps;
+use crate::kind::lsm::lock::Told;
 use crate::kind::lsm::op::{self, Op};
 use crate::kind::lsm::parse;
 use crate::kind::lsm::rules::{Rules, errno_name};
@@ -79,7 +79,6 @@ struct Said {
     unattached: Vec<String>,
     /// Whether none of them is, so that nothing of the answer comes true.
     is_off: bool,
-    maps: Maps,
     /// The rules, where their file still says what is in force.
     rules: Option<Rules>,
 }
@@ -91,9 +90,8 @@ impl Said {
         let missing: Vec<_> = hooks.filter(|hook| !links.contains(hook)).collect();
         let is_off = missing.len() == op.hooks().len();
         let unattached = if answer.reasons.is_empty() { Vec::new() } else { missing };
-        let maps = Maps::of_live(&live);
-        let rules = rules_of(&live, &maps);
-        Self { live, answer, unattached, is_off, maps, rules }
+        let rules = rules_of(&live);
+        Self { live, answer, unattached, is_off, rules }
     }
 
     fn verdict(&self) -> Verdict {
@@ -105,7 +103,8 @@ impl Said {
     }
 
     fn rule_name(&self, reason: &Reason) -> String {
-        self.maps.rule_name(reason.rule).unwrap_or_else(|_| format!("rule {}", reason.rule))
+        let name = Told::of(&self.live, reason.rule).map(|told| told.rule).unwrap_or_default();
+        if name.is_empty() { format!("rule {}", reason.rule) } else { name }
     }
 
     /// Whom the rule concerns, as its file has it; none for everybody or when nobody can tell.
@@ -125,11 +124,11 @@ impl Said {
 }
 
 /// The rules in force, from the file that they were in.
-fn rules_of(live: &Live, maps: &Maps) -> Option<Rules> {
+fn rules_of(live: &Live) -> Option<Rules> {
     let file = std::path::PathBuf::from(live.meta.extra["rules"].as_str()?);
     let text = std::fs::read_to_string(&file).ok()?;
     let rules = parse::parse(&file, &text, &live.meta.manifest.policy.name).ok()?;
-    (maps.in_force().ok()?.digest == rules.digest()).then_some(rules)
+    (Told::of(live, 0).ok()?.digest == rules.digest()).then_some(rules)
 }
 
 fn tell(what: &str, said: &[Said]) {

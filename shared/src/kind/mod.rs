@@ -62,6 +62,8 @@ pub struct Options {
     pub tables: Option<Tables>,
     /// The map `carry` of the version that this one replaces: its id and the shape of its values.
     pub carry: Option<(u32, Layout)>,
+    /// It goes with the process that attaches it.
+    pub passing: bool,
     /// Only load, to hear what the verifier says: lsm loads the programs of all hooks then.
     pub check: bool,
 }
@@ -258,6 +260,31 @@ pub trait Kind: Sync {
         _options: &Options,
     ) -> Result<Option<Box<dyn Update>>> {
         Ok(None)
+    }
+
+    /// Whether an attached policy may be changed or taken off.
+    ///
+    /// # Errors
+    /// It is locked; says how to unlock it.
+    fn may_change(&self, _live: &Live) -> Result<()> {
+        Ok(())
+    }
+
+    /// Locks a policy that is attached for good, where that was asked for and is not done yet;
+    /// gives the secret that unlocks it, which nobody has but the caller.
+    ///
+    /// # Errors
+    /// What the kernel says; the policy is attached and not locked then.
+    fn lock(&self, _live: &Live) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Unlocks a policy. `secret` asks for the secret, once nobody can see it.
+    ///
+    /// # Errors
+    /// It is not locked, or that is not the secret.
+    fn unlock(&self, live: &Live, _secret: &mut dyn FnMut() -> Result<String>) -> Result<()> {
+        Err(Error::failed(format!("{} is not locked", live.meta.policy)).into())
     }
 
     /// What does not agree with what was asked for, mended where that is possible: pairs of

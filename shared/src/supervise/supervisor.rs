@@ -328,5 +328,9 @@ fn make(wanted: Vec<Wanted>) -> Result<()> {
     for change in &changes {
         tracing::warn!("{change}");
     }
-    transaction::prepare(changes)?.run(&tree)
+    // Told to a log, the secrets would lie on the machine.
+    for (policy, _) in transaction::prepare(changes)?.run(&tree)? {
+        tracing::warn!("{policy} is locked and its secret forgotten: only a reboot unlocks it");
+    }
+    Ok(())
 }

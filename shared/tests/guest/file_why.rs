@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use libtest_mimic::Trial;
 use polity::kind::lsm::ask::{Answer, Asker, Caller, Verdict};
-use polity::kind::lsm::fill::Maps;
+use polity::kind::lsm::lock::Told;
 use polity::kind::lsm::op::Op;
 use polity::live;
 use serde_json::Value;
@@ -108,8 +108,8 @@ fn attempts() {
     assert!(tried > 100);
     // Not there yet: the name is what counts, and a directory that is kept.
     let by = |answer: &Answer| {
-        let maps = Maps::of_live(&live::find(POLICY).unwrap());
-        answer.decisive().map(|r| maps.rule_name(r.rule).unwrap()).unwrap_or_default()
+        let live = live::find(POLICY).unwrap();
+        answer.decisive().map(|r| Told::of(&live, r.rule).unwrap().rule).unwrap_or_default()
     };
     for (op, path, verdict, rule) in [
         ("create", "/w/names/new", "deny", "names"),
@@ -243,7 +243,9 @@ fn check() {
     let rules = "[[lsm.fs-deny.rules]]\nname = \"vault\"\ndeny = [\"read\", \"write\"]\n\
         path = \"/w/vault\"\nexcept = \"/w/vault/open\"\nsubject = { not = { exe = \"/w/busybox-tool\" } }\n\
         [[lsm.fs-deny.rules]]\nname = \"homes\"\ndeny = \"create\"\npath = \"/w/home\"\n\
-        mode = \"audit\"\nsubject = { uid = [1000] }\n";
+        mode = \"audit\"\nsubject = { uid = [1000] }\n\
+        [[lsm.fs-deny.rules]]\nname = \"keys\"\ndeny = \"read\"\n\
+        glob = [\"**/*.pem\", \"/w/home/*/.ssh/**\"]\nexcept = \"/w/home/*/.ssh/known_hosts\"\n";
     let test = |name: &str, op: &str, path: &str, more: &str, expect: &str| {
         format!(
             "[[lsm.fs-deny.test]]\nname = \"{name}\"\nop = \"{op}\"\npath = \"{path}\"\n{more}\n\
@@ -255,6 +257,10 @@ fn check() {
         test("tool", "read", "/w/vault/plan", "exe = \"/w/busybox-tool\"", "allow"),
         test("hole", "write", "/w/vault/open/x", "", "allow"),
         test("not-yet", "write", "/w/vault/a/b", "", "deny"),
+        test("glob", "read", "/w/vault/open/x.pem", "", "deny"),
+        test("glob-not-yet", "read", "/w/home/a/.ssh/new/id", "", "deny"),
+        test("glob-hole", "read", "/w/home/a/.ssh/known_hosts", "", "allow"),
+        test("glob-elsewhere", "read", "/w/home/.ssh/id", "", "allow"),
         test("user", "create", "/w/home/x", "uid = 1000", "audit"),
         "[[test]]\nname = \"root\"\nop = \"create\"\npath = \"/w/home/x\"\nexpect = \"allow\"\n"
             .into(),
@@ -264,12 +270,12 @@ fn check() {
     let file = "/tmp/why-tests.toml";
     fs::write(file, format!("{rules}{}{bad}{lost}", good.concat())).unwrap();
     let checked = polity(&["check", file, "--json"]);
-    checked.fails(1, &["2 of 8 tests failed", "wrong: read of /w/vault/plan: deny by `vault`"]);
+    checked.fails(1, &["2 of 12 tests failed", "wrong: read of /w/vault/plan: deny by `vault`"]);
     let list: Value = serde_json::from_str(&checked.stdout).unwrap();
     let tests = list[0]["tests"].as_array().unwrap();
     let failed: Vec<_> = tests.iter().filter(|t| t["ok"] != true).map(|t| &t["name"]).collect();
     assert_eq!(failed, ["wrong", "lost"], "{list:#}");
-    assert_eq!((tests.len(), &list[0]["ok"]), (8, &false.into()));
+    assert_eq!((tests.len(), &list[0]["ok"]), (12, &false.into()));
     fs::read(at("vault/plan")).unwrap();
 
     fs::write(file, format!("{rules}{}", bad.replace("allow", "perhaps"))).unwrap();

@@ -13,6 +13,7 @@ mod cgroups;
 mod ejected;
 mod file_canary;
 mod file_globs;
+mod file_lock;
 mod file_model;
 mod file_mounts;
 mod file_revoke;
@@ -105,6 +106,7 @@ fn all() -> Vec<Trial> {
     trials.extend(file_why::trials());
     trials.extend(file_canary::trials());
     trials.extend(file_globs::trials());
+    trials.extend(file_lock::trials());
     trials.extend(file_model::trials());
     trials.extend(file_mounts::trials());
     trials.extend(file_revoke::trials());

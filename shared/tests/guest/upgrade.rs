@@ -70,7 +70,8 @@ fn takes_over() {
         grown(before, now, policy);
     }
 
-    // And it can be changed: rules, the algorithm of open connections, the scheduler.
+    drop(load);
+    // And it can be changed: rules, the algorithm of open connections.
     let other = "[[lsm.fs-deny.rules]]\ndeny = \"write\"\npin = false\npath = \"/tmp/other\"\n";
     wants(&format!("{rules}{other}[tcp-cc.cubic]\ndefault = true\nmigrate = true\n{fair}"));
     let hammer = Hammer::start(2);
@@ -81,9 +82,9 @@ fn takes_over() {
     assert_eq!(default(), "bpf_cubic");
     pairs.run("bpf_cubic");
     assert_eq!(actions(&["--dry-run"]), []);
-    drop(load);
     eprintln!("{} bytes through all of it, all right", traffic.finish());
     eprintln!("from {}", sh(&format!("{PREVIOUS} --version")));
+    drop(pairs);
     polity(&["detach", "--all"]).ok();
     assert_eq!(default(), old);
 }

@@ -45,6 +45,11 @@ pub struct Policy {
 impl Policy {
     /// Compiles and opens `tcp-cc/NAME`.
     pub fn build(name: &str) -> Policy {
+        Self::build_in(&format!("tcp-cc/{name}"), name)
+    }
+
+    /// Compiles and opens `NAME.c` beside this file, with the headers of the policy `folder`.
+    pub fn build_in(folder: &str, name: &str) -> Policy {
         let shared = Path::new(env!("CARGO_MANIFEST_DIR"));
         let dir = tempfile::tempdir().unwrap();
         let lib = dir.path().join("policy.so");
@@ -54,7 +59,7 @@ impl Policy {
             .arg(&lib)
             .arg(format!("-I{}", shared.join("tests/native").display()))
             .arg(format!("-I{}", shared.join("include").display()))
-            .arg(format!("-I{}", shared.join("../tcp-cc").join(name).display()))
+            .arg(format!("-I{}", shared.join("..").join(folder).display()))
             .arg(shared.join("tests/native").join(name).with_extension("c"))
             .status()
             .unwrap_or_else(|e| panic!("cannot run {clang}: {e}"));

@@ -187,7 +187,7 @@ impl Asker {
         value.resize(FIRST_REASON + REASONS * REASON + NAMES * MISSING, 0);
         let zero = 0u32.to_ne_bytes();
         self.map.update(&zero, &value, MapFlags::ANY)?;
-        sys::program_run(self.program.as_fd())?;
+        sys::program_run(self.program.as_fd(), &mut [])?;
         let value = self.map.lookup(&zero, MapFlags::ANY)?.ok_or_else(lost)?;
         let is_missing = !names.is_empty();
         answer(&value, is_missing).ok_or_else(|| lost().into())

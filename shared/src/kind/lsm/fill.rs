@@ -140,7 +140,7 @@ impl Maps {
     /// What the kernel says; nothing is in force that was not before.
     pub fn fill(&self, generation: u64, compiled: &Compiled, rules: &Rules) -> Result<()> {
         let side = (generation & 1) as u32;
-        let seed = random()?;
+        let seed = u64::from_ne_bytes(random()?);
         // The kernel waits here for every program that still reads this side.
         self.hash(side, "anchors", &anchors(compiled))?;
         self.hash(side, "names", &names(compiled, seed))?;
@@ -226,12 +226,15 @@ fn create(
     Ok(MapHandle::create(ty, Some(name), key as u32, value as u32, entries as u32, &options)?)
 }
 
-/// A seed that nobody outside can guess.
-fn random() -> Result<u64> {
-    let mut bytes = [0; 8];
+/// Bytes that nobody outside can guess.
+///
+/// # Errors
+/// A system without /dev/urandom.
+pub fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
     let mut file = std::fs::File::open("/dev/urandom")?;
     std::io::Read::read_exact(&mut file, &mut bytes)?;
-    Ok(u64::from_ne_bytes(bytes))
+    Ok(bytes)
 }
 
 /// Collects a struct member by member.

@@ -84,7 +84,7 @@ impl Oracle {
         }
         let zero = 0u32.to_ne_bytes();
         self.answers.update(&zero, &value, MapFlags::ANY)?;
-        sys::program_run(self.program.as_fd())?;
+        sys::program_run(self.program.as_fd(), &mut [])?;
         let value = self.answers.lookup(&zero, MapFlags::ANY)?.ok_or_else(lost)?;
         let entries = value[8 + BATCH * 4..].chunks_exact(ENTRY);
         Ok(entries.take(fds.len()).map(entry).collect())

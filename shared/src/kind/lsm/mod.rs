@@ -4,7 +4,7 @@
 //! classes, nodes and effects, `globs` into spots on the way down. `identify` asks the kernel what
 //! the objects are, `scan` finds those with other names, `fill` writes the maps and turns the
 //! switch, `canary` proves that the kernel goes by it. `ask` asks what the rules say, `case` is a
-//! test of that, `held` tells what is open from before. A policy without a map `anchors` has no
+//! test of that, `held` tells what is open from before, `lock` keeps all of it as it is. A policy without a map `anchors` has no
 //! rules of ours: all its programs are attached as they are.
 
 use std::any::Any;
@@ -32,6 +32,7 @@ pub mod globs;
 pub mod hash;
 pub mod held;
 pub mod identify;
+pub mod lock;
 pub mod model;
 pub mod op;
 pub mod parse;
@@ -53,6 +54,35 @@ fn active() -> String {
     read("/sys/kernel/security/lsm").unwrap_or_default()
 }
 
+fn bpf_lsm(kernel: &Kernel) -> Fact {
+    let active = active();
+    match (kernel.has_func("bpf_lsm_file_open"), active.split(',').any(|m| m == "bpf")) {
+        (true, true) => Fact::ok("bpf lsm", active),
+        (true, false) => Fact::fail(
+            "bpf lsm",
+            format!("not among the active security modules ({active})"),
+            "boot with `lsm=...,bpf` on the kernel command line",
+        ),
+        (false, _) => Fact::fail("bpf lsm", "missing", "LSM policies need CONFIG_BPF_LSM=y"),
+    }
+}
+
+/// Seen on 6.12: what is written there takes the calls to BPF programs out of the hooks.
+fn ftrace() -> Option<Fact> {
+    (read("/proc/sys/kernel/ftrace_enabled")? == "0").then(|| {
+        Fact::fail(
+            "ftrace",
+            "kernel.ftrace_enabled is 0: hooks may not call their programs",
+            "sysctl kernel.ftrace_enabled=1",
+        )
+    })
+}
+
+/// The hook that a program of a policy with rules of ours is for.
+fn hook_of(program: &str) -> Option<&str> {
+    program.strip_prefix("on_").or_else(|| program.strip_prefix("lock_"))
+}
+
 impl Kind for Lsm {
     fn name(&self) -> &'static str {
         "lsm"
@@ -63,22 +93,14 @@ impl Kind for Lsm {
     }
 
     fn facts(&self, kernel: &Kernel) -> Vec<Fact> {
-        let active = active();
-        vec![match (kernel.has_func("bpf_lsm_file_open"), active.split(',').any(|m| m == "bpf")) {
-            (true, true) => Fact::ok("bpf lsm", active),
-            (true, false) => Fact::fail(
-                "bpf lsm",
-                format!("not among the active security modules ({active})"),
-                "boot with `lsm=...,bpf` on the kernel command line",
-            ),
-            (false, _) => Fact::fail("bpf lsm", "missing", "LSM policies need CONFIG_BPF_LSM=y"),
-        }]
+        std::iter::once(bpf_lsm(kernel)).chain(ftrace()).chain(lock::facts()).collect()
     }
 
     fn supported(&self, kernel: &Kernel) -> Result<()> {
         kernel.btf()?;
-        match self.facts(kernel).pop() {
-            Some(fact) if fact.state == crate::kernel::State::Fail => {
+        let fact = bpf_lsm(kernel);
+        match fact.state {
+            crate::kernel::State::Fail => {
                 Err(Error::kernel(format!("BPF LSM: {}", fact.found)).hint(fact.hint).into())
             }
             _ => Ok(()),
@@ -96,14 +118,27 @@ impl Kind for Lsm {
             return Ok(Box::new(Loading { all_hooks: options.check, ..Loading::default() }));
         };
         let rules = parse::parse(file, text, &policy.manifest.policy.name)?;
+        if rules.lock && options.passing {
+            return Err(Error::config(
+                "`run` takes the rules off when it ends: it can't lock them",
+            )
+            .hint("`polity attach` and `polity apply` can")
+            .into());
+        }
         let plan = plan::plan(&rules, &mut identify::FileSystem::default(), file, text)?;
         let place = std::path::absolute(file)?;
         Ok(Box::new(Loading { rules, plan, file: Some(place), ..Loading::default() }))
     }
 
     fn detail(&self, live: &Live) -> Value {
-        match fill::Maps::of_live(live).in_force() {
-            Ok(now) => json!({"mode": now.mode.to_string(), "rules": now.rules}),
+        match lock::Told::of(live, 0) {
+            Ok(now) => {
+                let mut detail = json!({"mode": now.mode.to_string(), "rules": now.rules});
+                if let Some(lock) = lock::detail(live, &now) {
+                    detail["lock"] = lock;
+                }
+                detail
+            }
             // A policy without rules of ours.
             Err(_) => json!({}),
         }
@@ -124,15 +159,17 @@ impl Kind for Lsm {
     fn differs(&self, live: &Live, policy: &Policy, options: &Options) -> Result<Option<String>> {
         let Some((file, text)) = &options.rules else { return Ok(None) };
         let rules = parse::parse(file, text, &policy.manifest.policy.name)?;
-        let now = fill::Maps::of_live(live).in_force()?;
-        let hooks = rules.hooks();
-        let needless = |name: &String| name.strip_prefix("on_").is_some_and(|h| !hooks.contains(h));
+        let now = lock::Told::of(live, 0)?;
+        let needed = rules.programs();
+        let needless = |name: &String| hook_of(name).is_some() && !needed.contains(name);
         Ok(if now.digest != rules.digest() {
             Some(format!("rules: {} -> {}", now.rules, rules.rules.len()))
         } else if live.links().len() < live.meta.links.len() {
             Some("hooks that somebody detached".to_owned())
         } else if live.meta.links.keys().any(needless) {
             Some("hooks that no rule needs any more".to_owned())
+        } else if (rules.lock, lock::is_wanted(live)) != (now.closed, now.closed) {
+            Some(format!("lock: {}", if rules.lock { "closed" } else { "none" }))
         } else {
             None
         })
@@ -149,10 +186,23 @@ impl Kind for Lsm {
 
     /// One word turns all hooks off together, before they go one by one.
     fn undo(&self, live: &Live) -> Result<()> {
+        lock::refuse(live)?;
         match live.map("control") {
             Some(control) => Ok(sys::map_write(&control, 0, &[0; 8])?),
             None => Ok(()),
         }
+    }
+
+    fn may_change(&self, live: &Live) -> Result<()> {
+        lock::refuse(live)
+    }
+
+    fn lock(&self, live: &Live) -> Result<Option<String>> {
+        lock::close(live)
+    }
+
+    fn unlock(&self, live: &Live, secret: &mut dyn FnMut() -> Result<String>) -> Result<()> {
+        lock::open(live, secret)
     }
 
     /// The kernel frees the links of removed pins from a work queue.
@@ -213,11 +263,15 @@ impl Session for Loading {
             }
             return Ok(());
         }
+        if self.rules.lock {
+            lock::supported(kernel)?;
+        }
+        let programs = self.rules.programs();
         for mut program in opened.object.progs_mut() {
             let name = program.name().to_string_lossy().into_owned();
-            let Some(hook) = name.strip_prefix("on_") else { continue };
+            let Some(hook) = hook_of(&name) else { continue };
             let there = kernel.has_func(&format!("bpf_lsm_{hook}"));
-            let needed = self.all_hooks || self.plan.hooks.contains(hook);
+            let needed = self.all_hooks || programs.contains(&name);
             program.set_autoload(there && needed);
             if needed && !there {
                 opened.warnings.push(format!("this kernel has no hook {hook}"));
@@ -288,7 +342,7 @@ impl Session for Loading {
     }
 
     fn record(&self) -> Value {
-        json!({"rules": self.file})
+        json!({"rules": self.file, "lock": self.rules.lock})
     }
 }
 

@@ -42,7 +42,11 @@ pub fn parse(file: &Path, text: &str, policy: &str) -> Result<Rules> {
     }
     let tests = raw.test.into_iter().chain(everywhere).enumerate();
     let tests = tests.map(|(at, test)| reader.case(test, at)).collect::<Result<_>>()?;
-    Ok(Rules { mode: raw.mode, rules, tests })
+    let lock = raw.lock.filter(|lock| *lock.get_ref());
+    if let Some(place) = lock.as_ref().filter(|_| rules.is_empty()) {
+        return Err(reader.at(&place.span(), "there are no rules that could be locked").into());
+    }
+    Ok(Rules { mode: raw.mode, lock: lock.is_some(), rules, tests })
 }
 
 /// An error of the TOML reader, with the key that was meant where it is close to one.

@@ -73,6 +73,7 @@ pub struct File {
 pub struct Policy {
     #[serde(default)]
     pub mode: Mode,
+    pub lock: Option<Spanned<bool>>,
     #[serde(default)]
     pub rules: Vec<Spanned<Rule>>,
     #[serde(default)]

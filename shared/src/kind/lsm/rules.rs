@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::case::Case;
 use super::glob::Glob;
 use super::hash;
+use super::lock;
 use super::op::{self, Op};
 
 /// Longest rule name: `DENY_RULE_NAME` of the policy less the NUL.
@@ -29,6 +30,8 @@ pub const ERRNOS: [(&str, i32); 8] = [
 pub struct Rules {
     /// The mode of rules that have none of their own.
     pub mode: Mode,
+    /// Whether they are locked once they are in force.
+    pub lock: bool,
     /// In the order of the file.
     pub rules: Vec<Rule>,
     /// What `check` tries on them.
@@ -44,6 +47,12 @@ impl Rules {
         let late = self.rules.iter().any(|r| r.revoke).then_some(op::LATE_HOOKS);
         let more = kept.into_iter().chain(below).chain(late).flatten();
         asked.chain(more).copied().collect()
+    }
+
+    /// The programs on those hooks, and on those of the lock.
+    pub fn programs(&self) -> BTreeSet<String> {
+        let lock = lock::HOOKS.iter().filter(|_| self.lock).map(|hook| format!("lock_{hook}"));
+        self.hooks().into_iter().map(|hook| format!("on_{hook}")).chain(lock).collect()
     }
 
     /// The same for the same rules, whatever their layout in the file.

@@ -19,6 +19,7 @@ use super::parse::parse;
 use super::plan::{Plan, plan};
 use super::rules::Rules;
 use super::scan;
+use super::{hook_of, lock};
 use crate::catalog::Policy;
 use crate::error::Result;
 use crate::kernel::Kernel;
@@ -63,7 +64,7 @@ pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<NewRul
     let oracle = Oracle::of_live(live)?;
     let before = maps.generation()?;
     let mut meta = live.meta.clone();
-    meta.extra = json!({"rules": std::path::absolute(file).ok()});
+    meta.extra = json!({"rules": std::path::absolute(file).ok(), "lock": rules.lock});
     let mut new = NewRules {
         maps,
         oracle,
@@ -94,14 +95,12 @@ impl NewRules {
     fn missing_hooks(&self, live: &Live, policy: &Policy) -> Result<Vec<(String, Link)>> {
         let there: BTreeSet<_> = live.links().into_iter().map(|(name, _)| name).collect();
         let kernel = Kernel::probe();
-        let missing: BTreeSet<_> = self
-            .plan
-            .hooks
-            .iter()
-            .filter(|hook| kernel.has_func(&format!("bpf_lsm_{hook}")))
-            .map(|hook| format!("on_{hook}"))
-            .filter(|name| !there.contains(name))
-            .collect();
+        if self.rules.lock {
+            lock::supported(&kernel)?;
+        }
+        let has = |hook: &str| kernel.has_func(&format!("bpf_lsm_{hook}"));
+        let mut missing = self.rules.programs();
+        missing.retain(|name| hook_of(name).is_some_and(has) && !there.contains(name));
         if missing.is_empty() {
             return Ok(Vec::new());
         }
@@ -127,9 +126,9 @@ impl NewRules {
 
     /// The hooks that the rules in force do not need any more.
     fn needless(&self) -> Vec<String> {
-        let needed =
-            |name: &str| name.strip_prefix("on_").is_none_or(|hook| self.plan.hooks.contains(hook));
-        self.meta.links.keys().filter(|name| !needed(name)).cloned().collect()
+        let programs = self.rules.programs();
+        let needless = |name: &&String| hook_of(name).is_some() && !programs.contains(*name);
+        self.meta.links.keys().filter(needless).cloned().collect()
     }
 
     fn link_path(&self, name: &str) -> PathBuf {

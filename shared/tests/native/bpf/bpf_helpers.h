@@ -6,6 +6,7 @@
 #define SEC(name) __attribute__((used))
 #undef __always_inline
 #define __always_inline inline __attribute__((always_inline))
+#define bpf_for(i, start, end) for ((i) = (start); (i) < (end); (i)++)
 #define __uint(name, val) int (*name)[val]
 #define __type(name, val) typeof(val) *name
 
