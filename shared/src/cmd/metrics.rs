@@ -69,10 +69,11 @@ pub fn bind(address: SocketAddr) -> Result<Server> {
 
 /// Answers `GET /metrics`, one request at a time: a scrape is a few map look-ups.
 pub fn answer(server: &Server) {
+    let mut scraper = metrics::Scraper::default();
     for request in server.incoming_requests() {
         let path = request.url().split('?').next().unwrap_or_default();
         let answer = match (request.method(), path) {
-            (Method::Get, "/metrics") => match metrics::text() {
+            (Method::Get, "/metrics") => match scraper.text() {
                 Ok(text) => (200, text, metrics::MEDIA_TYPE),
                 Err(e) => (500, format!("{e:#}\n"), "text/plain"),
             },
