@@ -152,15 +152,14 @@ fn compare(wanted: Wanted, live: Live) -> Result<Option<Change>> {
     }
     if let Some(what) = kind.differs(&live, &wanted.policy, &wanted.options)? {
         change.what.push(what);
-        match kind.unbroken() {
-            true if live.meta.build == Some(object::build(&wanted.policy.object()?)) => {
-                change.in_place = true
-            }
-            true => {
-                change.action = Action::Renew;
+        if kind.unbroken() {
+            change.in_place = live.meta.build == Some(object::build(&wanted.policy.object()?));
+            if !change.in_place {
                 change.what.push("attached by another build of the policy".to_owned());
             }
-            false => change.action = Action::Renew,
+        }
+        if !change.in_place {
+            change.action = Action::Renew;
         }
     }
     (change.wanted, change.live) = (Some(wanted), Some(live));

@@ -187,10 +187,7 @@ pub fn attach_instead(
             (attached.live.folder, old.folder) = (Some(place), Some(beside));
             Ok(attached)
         }
-        Err(e) => Err(match attached.detach_in(tree) {
-            Ok(()) => e,
-            Err(left) => e.context(format!("and it can't be taken off again: {left:#}")),
-        }),
+        Err(e) => Err(attached.undone(tree, e)),
     }
 }
 
@@ -250,11 +247,7 @@ fn put(tree: &Tree, mut loaded: Loaded, options: &Options, place: Place) -> Resu
         loaded.session.commit(&mut loaded.object).and_then(|()| loaded.session.finish(&live));
     let attached = Attached { live, object: loaded.object, shape: loaded.shape, links, record };
     if let Err(e) = switched_on {
-        let left = attached.detach_in(tree);
-        return Err(match left {
-            Ok(()) => e,
-            Err(left) => e.context(format!("and it can't be taken off again: {left:#}")),
-        });
+        return Err(attached.undone(tree, e));
     }
     sys::trim_heap();
     history::record_command(&attached.live.meta.policy, "attached");
@@ -266,6 +259,14 @@ impl Attached {
     /// nothing. One that stayed open would keep the policy on as long as this process lives.
     pub fn keep(self) -> Live {
         self.live
+    }
+
+    /// Takes off a policy that failed on its way, and gives the error that tells of it.
+    fn undone(self, tree: &Tree, error: anyhow::Error) -> anyhow::Error {
+        match self.detach_in(tree) {
+            Ok(()) => error,
+            Err(left) => error.context(format!("and it can't be taken off again: {left:#}")),
+        }
     }
 
     /// Takes the policy off and undoes what attaching changed.

@@ -116,7 +116,7 @@ impl Tree {
     ) -> Result<PathBuf> {
         let staged = beside(policy);
         let place = Path::new(ROOT).join(policy);
-        let result = Self::fill(&staged, &place, object, meta, links);
+        let result = Self::move_in(&staged, &place, object, meta, links);
         if result.is_err() {
             clear(&staged);
             clear(&place);
@@ -124,8 +124,7 @@ impl Tree {
         result.map(|()| place)
     }
 
-    /// Pins a whole policy where it is made: its own folder is another's. A name of its own, so that an
-    /// old one that is there can be taken off in peace.
+    /// Pins a whole policy where it is made, for its own folder is another's.
     ///
     /// # Errors
     /// What the kernel says; nothing stays pinned then.
@@ -137,36 +136,41 @@ impl Tree {
         links: &mut [(String, Link)],
     ) -> Result<PathBuf> {
         let staged = beside(policy);
-        clear(&staged);
-        let fill = || {
-            stage(&staged, object, meta)?;
-            for (name, link) in links {
-                link.pin(staged.join("links").join(&*name))?;
-            }
-            Ok(())
-        };
-        fill().inspect_err(|_| clear(&staged)).map(|()| staged)
+        let filled = Self::fill(&staged, object, meta, links);
+        filled.inspect_err(|_| clear(&staged)).map(|()| staged)
     }
 
-    fn fill(
+    fn move_in(
         staged: &Path,
         place: &Path,
         object: &mut Object,
         meta: &mut MapHandle,
         links: &mut [(String, Link)],
     ) -> Result<()> {
-        clear(staged);
         make(place.parent().unwrap_or(place))?;
-        stage(staged, object, meta)?;
         // File rules may be none, and then there is no hook to attach.
-        let Some((last, first)) = links.split_last_mut() else {
-            return Ok(fs::rename(staged, place)?);
-        };
-        for (name, link) in first {
+        let first = links.len().saturating_sub(1);
+        let (first, last) = links.split_at_mut(first);
+        Self::fill(staged, object, meta, first)?;
+        fs::rename(staged, place)?;
+        for (name, link) in last {
+            link.pin(place.join("links").join(&*name))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a policy's folder anew, with these links.
+    fn fill(
+        staged: &Path,
+        object: &mut Object,
+        meta: &mut MapHandle,
+        links: &mut [(String, Link)],
+    ) -> Result<()> {
+        clear(staged);
+        stage(staged, object, meta)?;
+        for (name, link) in links {
             link.pin(staged.join("links").join(&*name))?;
         }
-        fs::rename(staged, place)?;
-        last.1.pin(place.join("links").join(&last.0))?;
         Ok(())
     }
 }

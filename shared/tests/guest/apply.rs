@@ -46,6 +46,10 @@ pub fn guarded() -> String {
     format!("{GUARD}path = \"{GUARDED}\"\n")
 }
 
+/// A rule beside it.
+pub const ANOTHER: &str =
+    "[[lsm.fs-deny.rules]]\ndeny = \"write\"\npin = false\npath = \"/tmp/other\"\n";
+
 /// A scheduler, where the kernel takes one.
 pub fn scheduler(name: &str) -> String {
     sched_ext().map_or_else(String::new, |_| format!("[schedulers.{name}]\n"))
@@ -206,12 +210,8 @@ fn state() -> Vec<Value> {
 fn a_step_fails() {
     guard("lsm/fs-deny");
     let first = format!("{}[tcp-cc.dctcp]\ndefault = true\n", guarded());
-    let second = format!(
-        "{}[[lsm.fs-deny.rules]]\ndeny = \"write\"\npin = false\npath = \"/tmp/other\"\n\
-         [tcp-cc.reno]\ndefault = true\n{}",
-        guarded(),
-        scheduler("fifo")
-    );
+    let second =
+        format!("{}{ANOTHER}[tcp-cc.reno]\ndefault = true\n{}", guarded(), scheduler("fifo"));
     let calls = rehearse(&first, &second);
     let before = state();
     let mut failed = 0;
@@ -240,11 +240,7 @@ fn a_step_fails() {
 fn killed() {
     guard("lsm/fs-deny");
     let first = format!("{}[tcp-cc.reno]\ndefault = true\n", guarded());
-    let second = format!(
-        "{}[[lsm.fs-deny.rules]]\ndeny = \"write\"\npin = false\npath = \"/tmp/other\"\n\
-         [tcp-cc.dctcp]\ndefault = true\n",
-        guarded()
-    );
+    let second = format!("{}{ANOTHER}[tcp-cc.dctcp]\ndefault = true\n", guarded());
     let calls = rehearse(&first, &second);
     let hammer = Hammer::start(1);
     for n in points(calls, 2) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
-use crate::apply::{FILE, actions, apply, guarded, scheduler, wants};
+use crate::apply::{ANOTHER, FILE, actions, apply, guarded, scheduler, wants};
 use crate::hammer::Hammer;
 use crate::killed::{Random, number};
 use crate::load::guard;
@@ -38,9 +38,8 @@ impl State {
     /// All three kinds change on the way from the one to the other and back.
     fn both() -> [Self; 2] {
         let tcp = |name: &str| format!("[tcp-cc.{name}]\ndefault = true\nmigrate = true\n");
-        let more = "[[lsm.fs-deny.rules]]\ndeny = \"write\"\npin = false\npath = \"/tmp/other\"\n";
         let first = format!("{}{}", guarded(), tcp("reno"));
-        let second = format!("{}{more}{}{}", guarded(), tcp("cubic"), scheduler("fifo"));
+        let second = format!("{}{ANOTHER}{}{}", guarded(), tcp("cubic"), scheduler("fifo"));
         let fifo = if snapshot::sched_ext().is_some() { "fifo" } else { "" };
         [
             Self { text: first, algorithm: "bpf_reno", rules: 1, scheduler: "" },

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use libtest_mimic::Trial;
 
-use crate::apply::{FILE, actions, apply, wants};
+use crate::apply::{ANOTHER, FILE, actions, apply, wants};
 use crate::hammer::Hammer;
 use crate::load::{Load, guard, is_guarded};
 use crate::polity::{polity, run, sh, status};
@@ -72,8 +72,7 @@ fn takes_over() {
 
     drop(load);
     // And it can be changed: rules, the algorithm of open connections.
-    let other = "[[lsm.fs-deny.rules]]\ndeny = \"write\"\npin = false\npath = \"/tmp/other\"\n";
-    wants(&format!("{rules}{other}[tcp-cc.cubic]\ndefault = true\nmigrate = true\n{fair}"));
+    wants(&format!("{rules}{ANOTHER}[tcp-cc.cubic]\ndefault = true\nmigrate = true\n{fair}"));
     let hammer = Hammer::start(2);
     apply().ok();
     hammer.stop();
