@@ -48,7 +48,7 @@ impl Hammer {
         self.threads.into_iter().for_each(|t| t.join().unwrap());
         let (tries, allowed) =
             (self.tries.load(Ordering::Relaxed), self.allowed.load(Ordering::Relaxed));
-        assert_eq!(allowed, 0, "of {tries} tries");
+        assert_eq!(allowed, 0, "allowed, of {tries} tries");
         eprintln!("{tries} forbidden tries, none allowed");
     }
 }
