@@ -111,11 +111,11 @@ struct {
 	__type(value, struct deny_mounted);
 } mounted SEC(".maps");
 
-/* Keyed by name, so that the counts outlive a reload. */
+/* Keyed by name, so that the counts outlive a reload. The host makes it to measure. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 131072);
+	__uint(max_entries, 1024);
 	__type(key, char[DENY_RULE_NAME]);
 	__type(value, struct deny_hits);
 } rule_hits SEC(".maps");

@@ -100,13 +100,18 @@ pub fn waiting(live: &[Live], mut each: impl FnMut(Value)) -> Result<Vec<(String
         };
         let Some(decoder) = Decoder::new(live, &live.shape()) else { continue };
         match Socket::claim(&path(*id))? {
-            Some(_socket) => follow(&map, &decoder, |event| match event {
-                Some(event) => {
-                    each(event);
-                    true
-                }
-                None => false,
-            })?,
+            // They come some at a time: it is over when none have come.
+            Some(_socket) => {
+                let mut came = false;
+                follow(&map, &decoder, |event| match event {
+                    Some(event) => {
+                        each(event);
+                        came = true;
+                        true
+                    }
+                    None => std::mem::take(&mut came),
+                })?;
+            }
             None => taken.push((live.meta.policy.clone(), connect(&path(*id)).map(|(_, pid)| pid))),
         }
     }

@@ -266,7 +266,12 @@ pub fn prepare(changes: Vec<Change>) -> Result<Transaction> {
             }
             (Action::Change, Some(w), Some(live)) => {
                 let kind = live.kind()?;
-                if in_place && let Some(update) = kind.update(&live, &w.policy, &w.options)? {
+                if in_place {
+                    let Some(update) = kind.update(&live, &w.policy, &w.options)? else {
+                        let new = Attach::new(w.policy, &w.params, w.options)?;
+                        steps.push(Box::new(Replace { old: live, new }));
+                        continue;
+                    };
                     steps.push(Box::new(InPlace { id, update, switched: false }));
                 }
                 if !sets.is_empty() {

@@ -12,7 +12,7 @@ use crate::killed::step;
 use crate::load::{GUARDED, guard, is_guarded};
 use crate::polity::{Output, binary, polity, run, status};
 use crate::snapshot::{Snapshot, default, sched_ext};
-use crate::trial::{full, full_or, has_lsm, trial, trial_in_turn};
+use crate::trial::{full, has_lsm, trial, trial_in_turn};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -24,7 +24,6 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial_in_turn("apply::all_kinds", all_kinds),
         trial_in_turn("apply::rules_in_place", rules_in_place),
-        trial_in_turn("apply::reload_under_fire", reload_under_fire),
         trial_in_turn("apply::another_build_under_fire", another_build_under_fire),
         whole(trial("apply::a_step_fails", a_step_fails)),
         whole(trial("apply::killed", killed)),
@@ -158,22 +157,6 @@ fn rules_in_place() {
     assert!(is_guarded() && read("/tmp/outside"));
     polity(&["detach", "lsm/fs-deny"]).ok();
     fs::remove_file("/tmp/outside").unwrap();
-}
-
-fn reload_under_fire() {
-    guard("lsm/fs-deny");
-    wants(&guarded());
-    apply().ok();
-    let reloads = full_or(10_000, 3);
-    let hammer = Hammer::start(4);
-    for n in 0..reloads {
-        let other =
-            format!("[[lsm.fs-deny.rules]]\ndeny = \"write\"\npin = false\npath = \"/tmp/r{n}\"\n");
-        wants(&format!("{}{}", guarded(), if n % 2 == 0 { other } else { String::new() }));
-        apply().ok();
-    }
-    hammer.stop();
-    polity(&["detach", "lsm/fs-deny"]).ok();
 }
 
 /// What is attached from elsewhere is replaced, and holds until the new one does.

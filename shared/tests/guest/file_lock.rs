@@ -33,7 +33,8 @@ pub fn trials() -> Vec<Trial> {
 const PINS: &str = "/sys/fs/bpf/polity/lsm/fs-deny";
 const BPFFS: &str = "/sys/fs/bpf";
 const FTRACE: &str = "/proc/sys/kernel/ftrace_enabled";
-const RULES: &str = "[lsm.fs-deny]\nlock = true\n\
+/// A locked rule.
+pub const RULES: &str = "[lsm.fs-deny]\nlock = true\n\
     [[lsm.fs-deny.rules]]\nname = \"vault\"\ndeny = [\"write\", \"read\"]\npath = \"/w/vault\"\n";
 
 fn locked() {
@@ -107,7 +108,8 @@ fn locked() {
     drop(yard);
 }
 
-fn rules(name: &str, text: &str) -> String {
+/// Writes a file of rules.
+pub fn rules(name: &str, text: &str) -> String {
     let path = format!("/tmp/lock-{name}.toml");
     fs::write(&path, text).unwrap();
     path
@@ -132,7 +134,8 @@ fn spawn_unlock() -> Child {
     command.stdout(Stdio::piped()).spawn().unwrap()
 }
 
-fn unlock(secret: &str) -> Output {
+/// `polity unlock`, given this.
+pub fn unlock(secret: &str) -> Output {
     let mut child = spawn_unlock();
     child.stdin.take().unwrap().write_all(secret.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
@@ -145,7 +148,7 @@ fn unlock(secret: &str) -> Output {
 }
 
 /// Unlocks when the test fails: the next one begins with nothing attached.
-struct Open(String);
+pub struct Open(pub String);
 
 impl Drop for Open {
     fn drop(&mut self) {

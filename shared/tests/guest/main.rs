@@ -11,14 +11,19 @@ mod campaign;
 mod catalog;
 mod cgroups;
 mod ejected;
+mod file_bypass;
 mod file_canary;
 mod file_globs;
 mod file_lock;
+mod file_locked;
 mod file_model;
 mod file_mounts;
+mod file_preempt;
+mod file_reload;
 mod file_revoke;
 mod file_rules;
 mod file_tree;
+mod file_uring;
 mod file_why;
 mod folders;
 mod foreground;
@@ -62,6 +67,9 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
+    if file_reload::is_try() {
+        return ExitCode::FAILURE;
+    }
     let args = Arguments::from_args();
     let trials = if in_guest() { part(all()) } else { Vec::new() };
     if trials.is_empty() {
@@ -111,8 +119,12 @@ fn all() -> Vec<Trial> {
     trials.extend(file_canary::trials());
     trials.extend(file_globs::trials());
     trials.extend(file_lock::trials());
+    trials.extend(file_locked::trials());
     trials.extend(file_model::trials());
+    trials.extend(file_bypass::trials());
     trials.extend(file_mounts::trials());
+    trials.extend(file_preempt::trials());
+    trials.extend(file_reload::trials());
     trials.extend(file_revoke::trials());
     trials.extend(apply::trials());
     trials.extend(interrupted::trials());
@@ -129,5 +141,6 @@ fn all() -> Vec<Trial> {
     trials.extend(abuse::trials());
     trials.extend(scripts::trials());
     trials.extend(killed::trials());
+    trials.extend(file_locked::last());
     trials
 }

@@ -11,9 +11,9 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use super::fill::Bytes;
 use super::model::{COVER, MOVE, PIN};
 use super::op::Op;
+use super::records::Bytes;
 use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::live::Live;

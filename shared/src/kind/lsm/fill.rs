@@ -1,16 +1,12 @@
 //! Writes compiled rules into one side of the policy's pairs of maps, then turns the switch.
-//!
-//! Every type here is laid out as in `lsm/fs-deny/model.bpf.h`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys};
 
-use super::glob::Pattern;
-use super::globs::Change;
-use super::hash;
-use super::model::{Compiled, Label, MAX_SHAPES, Mask};
+use super::model::Compiled;
+use super::records::{self, Records, object_key, rule_key};
 use super::rules::{Mode, Rules};
 use crate::error::{Error, Result};
 use crate::live::Live;
@@ -70,9 +66,7 @@ impl Maps {
     pub fn rule_name(&self, index: u32) -> Result<String> {
         let side = (self.generation()? & 1) as u32;
         let lost = || Error::failed(format!("there is no rule {index} in force"));
-        let inner = self.get("rules")?.lookup(&side.to_ne_bytes(), MapFlags::ANY)?;
-        let id = inner.and_then(|id| id.try_into().ok()).map(u32::from_ne_bytes);
-        let rules = MapHandle::from_map_id(id.ok_or_else(lost)?)?;
+        let rules = self.inner(side, "rules")?.ok_or_else(lost)?;
         let record = rules.lookup(&index.to_ne_bytes(), MapFlags::ANY)?.ok_or_else(lost)?;
         let name = record.split(|b| *b == 0).next().unwrap_or_default();
         Ok(String::from_utf8_lossy(name).into_owned())
@@ -84,11 +78,34 @@ impl Maps {
     /// What the kernel says.
     pub fn forget(&self, object: super::model::Object) -> Result<()> {
         let side = (self.generation()? & 1) as u32;
-        let inner = self.get("anchors")?.lookup(&side.to_ne_bytes(), MapFlags::ANY)?;
-        let Some(id) = inner.and_then(|id| id.try_into().ok()).map(u32::from_ne_bytes) else {
+        match self.inner(side, "anchors")? {
+            Some(anchors) => Ok(anchors.delete(&object_key(object))?),
+            None => Ok(()),
+        }
+    }
+
+    /// How many rules can be counted.
+    pub fn room(&self) -> usize {
+        self.get("rule_hits").map_or(usize::MAX, |hits| hits.max_entries() as usize)
+    }
+
+    /// Sees to it that all of `rules` can be counted: where there is not the room, the counts of
+    /// rules that are gone go.
+    ///
+    /// # Errors
+    /// The maps are gone.
+    pub fn make_room(&self, rules: &Rules) -> Result<()> {
+        let hits = self.get("rule_hits")?;
+        let counted: Vec<_> = hits.keys().collect();
+        if counted.len() + rules.rules.len() <= self.room() {
             return Ok(());
-        };
-        Ok(MapHandle::from_map_id(id)?.delete(&object_key(object))?)
+        }
+        let names: HashSet<_> = rules.rules.iter().map(rule_key).collect();
+        for key in counted.iter().filter(|key| !names.contains(*key)) {
+            // It may be gone.
+            let _ = hits.delete(key);
+        }
+        Ok(())
     }
 
     /// Takes back the host's leave to read what is denied.
@@ -125,12 +142,32 @@ impl Maps {
         Ok(u64::from_ne_bytes(bytes))
     }
 
-    /// Puts `generation` in force: one store.
+    /// Puts `generation` in force: one store. When it returns, no program goes by the one before.
     ///
     /// # Errors
     /// The map can't be mapped.
     pub fn switch(&self, generation: u64) -> Result<()> {
+        let before = self.generation()?;
         sys::map_write(self.get("control")?, 0, &generation.to_ne_bytes())?;
+        // The kernel waits for all that run when an inner map is put in a place, be it its own.
+        let side = (before & 1) as u32;
+        match self.inner(side, "rules")? {
+            Some(rules) => self.put(side, "rules", &rules, true),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets go of what is large in the side that is not in force.
+    ///
+    /// # Errors
+    /// The maps are gone.
+    pub fn shrink(&self) -> Result<()> {
+        let idle = 1 - (self.generation()? & 1) as u32;
+        for name in ["anchors", "names", "nodes", "rules"] {
+            if self.inner(idle, name)?.is_some_and(|map| map.max_entries() as usize > BATCH) {
+                self.clear(idle, name)?;
+            }
+        }
         Ok(())
     }
 
@@ -141,18 +178,11 @@ impl Maps {
     pub fn fill(&self, generation: u64, compiled: &Compiled, rules: &Rules) -> Result<()> {
         let side = (generation & 1) as u32;
         let seed = u64::from_ne_bytes(random()?);
-        // The kernel waits here for every program that still reads this side.
-        self.hash(side, "anchors", &anchors(compiled))?;
-        self.hash(side, "names", &names(compiled, seed))?;
-        self.hash(side, "labels", &labels(compiled, seed))?;
-        self.hash(side, "owners", &owners(compiled))?;
-        self.array(side, "nodes", &nodes(compiled))?;
-        self.array(side, "effects", &effects(compiled))?;
-        self.hash(side, "globs", &globs(compiled, seed))?;
-        self.array(side, "classes", &classes(compiled))?;
-        self.array(side, "rules", &rule_records(rules))?;
+        for (name, records) in records::all(compiled, rules, seed) {
+            self.fill_one(side, name, &records)?;
+        }
         let sets = self.get("sets")?;
-        let set = set(compiled, rules, seed);
+        let set = records::set(compiled, rules, seed);
         if set.len() != sets.value_size() as usize {
             return Err(Error::failed("the policy's `struct deny_set` is not ours").into());
         }
@@ -160,47 +190,39 @@ impl Maps {
         Ok(())
     }
 
-    fn hash(&self, side: u32, name: &str, entries: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
-        let (key, value) = entries.first().map_or((0, 0), |(k, v)| (k.len(), v.len()));
-        if entries.is_empty() {
-            return self.clear(side, name);
+    fn fill_one(&self, side: u32, name: &str, records: &Records) -> Result<()> {
+        let Some((key, value)) = records.sizes() else { return self.clear(side, name) };
+        let (ty, flags) = match records.numbered {
+            true => (MapType::Array, BPF_F_INNER_MAP),
+            false => (MapType::Hash, 0),
+        };
+        let map = create(ty, name, key, value, records.count, flags)?;
+        let (keys, values) =
+            (records.keys.0.chunks(key * BATCH), records.values.0.chunks(value * BATCH));
+        for (keys, values) in keys.zip(values) {
+            let count = (keys.len() / key) as u32;
+            map.update_batch(keys, values, count, MapFlags::ANY, MapFlags::ANY)?;
         }
-        let map = create(MapType::Hash, name, key, value, entries.len(), 0)?;
-        for part in entries.chunks(BATCH) {
-            let keys: Vec<u8> = part.iter().flat_map(|(k, _)| k.iter().copied()).collect();
-            let values: Vec<u8> = part.iter().flat_map(|(_, v)| v.iter().copied()).collect();
-            map.update_batch(&keys, &values, part.len() as u32, MapFlags::ANY, MapFlags::ANY)?;
-        }
-        self.put(side, name, &map)
+        self.put(side, name, &map, false)
     }
 
-    fn array(&self, side: u32, name: &str, values: &[Vec<u8>]) -> Result<()> {
-        let size = values.first().map_or(0, Vec::len);
-        if values.is_empty() {
-            return self.clear(side, name);
-        }
-        let map = create(MapType::Array, name, 4, size, values.len(), BPF_F_INNER_MAP)?;
-        for (at, part) in values.chunks(BATCH).enumerate() {
-            let first = (at * BATCH) as u32;
-            let keys: Vec<u8> =
-                (first..first + part.len() as u32).flat_map(u32::to_ne_bytes).collect();
-            map.update_batch(
-                &keys,
-                &part.concat(),
-                part.len() as u32,
-                MapFlags::ANY,
-                MapFlags::ANY,
-            )?;
-        }
-        self.put(side, name, &map)
+    /// The map that has one side of a pair.
+    fn inner(&self, side: u32, name: &str) -> Result<Option<MapHandle>> {
+        let id = self.get(name)?.lookup(&side.to_ne_bytes(), MapFlags::ANY)?;
+        let id = id.and_then(|id| id.try_into().ok()).map(u32::from_ne_bytes);
+        Ok(id.map(MapHandle::from_map_id).transpose()?)
     }
 
-    fn put(&self, side: u32, name: &str, map: &MapHandle) -> Result<()> {
-        let fd = map.as_fd().as_raw_fd() as u32;
-        self.get(name)?.update(&side.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY).map_err(
-            |e| Error::failed(format!("the policy's map `{name}` is not as we know it: {e}")),
-        )?;
-        Ok(())
+    /// With `wait` every program that runs now has ended when it returns; a batch does not wait.
+    fn put(&self, side: u32, name: &str, map: &MapHandle, wait: bool) -> Result<()> {
+        let (key, fd) = (side.to_ne_bytes(), (map.as_fd().as_raw_fd() as u32).to_ne_bytes());
+        let (pair, any) = (self.get(name)?, MapFlags::ANY);
+        let done = match wait {
+            true => pair.update(&key, &fd, any),
+            false => pair.update_batch(&key, &fd, 1, any, any),
+        };
+        let unknown = |e| format!("the policy's map `{name}` is not as we know it: {e}");
+        Ok(done.map_err(|e| Error::failed(unknown(e)))?)
     }
 
     fn clear(&self, side: u32, name: &str) -> Result<()> {
@@ -235,157 +257,4 @@ pub fn random<const N: usize>() -> Result<[u8; N]> {
     let mut file = std::fs::File::open("/dev/urandom")?;
     std::io::Read::read_exact(&mut file, &mut bytes)?;
     Ok(bytes)
-}
-
-/// Collects a struct member by member.
-#[derive(Default)]
-pub struct Bytes(pub Vec<u8>);
-
-impl Bytes {
-    /// Adds a number.
-    pub fn u32(mut self, value: u32) -> Self {
-        self.0.extend(value.to_ne_bytes());
-        self
-    }
-
-    fn u64(mut self, value: u64) -> Self {
-        self.0.extend(value.to_ne_bytes());
-        self
-    }
-
-    fn mask(self, mask: Mask) -> Self {
-        mask.0.into_iter().fold(self, Self::u64)
-    }
-}
-
-/// `struct deny_object`
-fn object_key(object: super::model::Object) -> Vec<u8> {
-    Bytes::default().u64(object.ino).u32(object.dev).u32(object.generation).0
-}
-
-fn anchors(c: &Compiled) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let entry = |(object, node): &(super::model::Object, u32)| {
-        (object_key(*object), Bytes::default().u32(*node).0)
-    };
-    c.anchors.iter().map(entry).collect()
-}
-
-fn names(c: &Compiled, seed: u64) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let entry = |(parent, name, node): &(u32, String, u32)| {
-        let key = Bytes::default()
-            .u64(hash::name(seed, name.as_bytes()))
-            .u32(*parent)
-            .u32(name.len() as u32);
-        (key.0, Bytes::default().u32(*node).0)
-    };
-    c.names.iter().map(entry).collect()
-}
-
-/// `struct deny_pattern` and `struct deny_edge`
-fn globs(c: &Compiled, seed: u64) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let key = |pattern: &Pattern, nth: usize| {
-        let start = hash::name(seed, pattern.start.as_bytes());
-        let len = if pattern.exact { pattern.start.len() as u32 } else { 0 };
-        let end = hash::name(start, pattern.end.as_bytes());
-        Bytes::default().u64(end).u32(pattern.shape()).u32(len | (nth as u32) << 16).0
-    };
-    let value = |change: &Change, more: usize| {
-        let masks = [change.from, change.set, change.clear].into_iter().map(Mask::globs);
-        masks.fold(Bytes::default(), Bytes::u64).u64(more as u64).0
-    };
-    let mut all = Vec::new();
-    for (pattern, changes) in c.globs.changes() {
-        for (nth, change) in changes.iter().enumerate() {
-            let more = if nth + 1 < changes.len() { nth + 1 } else { 0 };
-            all.push((key(pattern, nth), value(change, more)));
-        }
-    }
-    all
-}
-
-fn labels(c: &Compiled, seed: u64) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let plain = c.labels.iter().map(|(kind, value, effect)| (*kind, *value, *effect));
-    let types =
-        c.fstypes.iter().map(|(ty, effect)| (Label::FsType, hash::fstype(seed, ty), *effect));
-    let entry = |(kind, value, effect): (Label, u64, u32)| {
-        (Bytes::default().u64(value).u64(kind as u64).0, Bytes::default().u32(effect).0)
-    };
-    plain.chain(types).map(entry).collect()
-}
-
-fn owners(c: &Compiled) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let entry = |(node, class, rule): &(u32, u32, u32)| {
-        (Bytes::default().u32(*node).u32(*class).0, Bytes::default().u32(*rule).0)
-    };
-    c.owners.iter().map(entry).collect()
-}
-
-fn nodes(c: &Compiled) -> Vec<Vec<u8>> {
-    let record = |n: &super::model::Node| {
-        let bytes = Bytes::default().u32(n.flags).u32(n.effect).u32(n.exe);
-        bytes.u32(n.parent).u32(n.rule).u32(n.pin_rule).0
-    };
-    c.nodes.iter().map(record).collect()
-}
-
-fn effects(c: &Compiled) -> Vec<Vec<u8>> {
-    c.effects.iter().map(|e| Bytes::default().mask(e.set).mask(e.clear).0).collect()
-}
-
-fn classes(c: &Compiled) -> Vec<Vec<u8>> {
-    let record = |k: &super::model::Class| {
-        let bytes = Bytes::default().u32(k.ops).u32(u32::from(k.audit)).u32(-k.errno as u32);
-        bytes.u32(k.rule).u32(k.first).0
-    };
-    c.classes.iter().map(record).collect()
-}
-
-fn rule_records(rules: &Rules) -> Vec<Vec<u8>> {
-    let record = |rule: &super::rules::Rule| {
-        let mut name = rule.name.clone().into_bytes();
-        name.resize(super::rules::MAX_NAME + 1, 0);
-        let rest = Bytes::default().u32(rule.rate).u32(0).u64(0);
-        [name, rest.0].concat()
-    };
-    rules.rules.iter().map(record).collect()
-}
-
-/// `struct deny_set`
-fn set(c: &Compiled, rules: &Rules, seed: u64) -> Vec<u8> {
-    let ops = c.classes.iter().fold(0, |ops, class| ops | class.ops);
-    let objects = c.labels.iter().any(|(kind, _, _)| *kind as u64 >= Label::FsType as u64);
-    let mut subjects = 0;
-    for (dimension, need) in c.need.iter().enumerate() {
-        subjects |= u32::from(!need.is_empty()) << dimension;
-    }
-    let mut bytes = Bytes::default()
-        .u64(seed)
-        .u64(0)
-        .u32(ops)
-        .u32(u32::from(objects || !c.fstypes.is_empty()))
-        .u32(subjects)
-        .u32(u32::from(rules.mode == Mode::Audit))
-        .u64(rules.digest())
-        .u64(rules.rules.len() as u64)
-        .u64(0)
-        .mask(c.revoke)
-        .mask(c.keep);
-    bytes = c.op.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
-    bytes = c.need.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
-    bytes = c.negated.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
-    let g = &c.globs;
-    bytes = [g.spots, g.once, g.everywhere, g.nameless, g.spoil]
-        .into_iter()
-        .map(Mask::globs)
-        .fold(bytes, Bytes::u64);
-    bytes = bytes.u32(g.shapes().len() as u32).u32(0);
-    let unused = std::iter::repeat(&0);
-    bytes = g.shapes().iter().chain(unused).take(MAX_SHAPES).fold(bytes, |b, shape| b.u32(*shape));
-    let mut bloom = vec![0u64; 1 << (hash::BLOOM_BITS - 6)];
-    for (object, _) in &c.anchors {
-        let bit = hash::bloom(object);
-        bloom[bit / 64] |= 1 << (bit % 64);
-    }
-    bytes.0.extend(bloom.into_iter().flat_map(u64::to_ne_bytes));
-    bytes.0
 }

@@ -11,7 +11,8 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Program};
 use rustix::fs::{CWD, Mode as FileMode, OFlags, openat};
 use serde_json::{Value, json};
 
-use super::fill::{Bytes, InForce, Maps, random};
+use super::fill::{InForce, Maps, random};
+use super::records::Bytes;
 use super::rules::Mode;
 use crate::error::{Error, Result};
 use crate::kernel::{Fact, Kernel, State, read};

@@ -2,7 +2,7 @@
 //!
 //! `raw` and `parse` read `rules` (`glob` takes globs apart), `plan` and `compile` turn them into
 //! classes, nodes and effects, `globs` into spots on the way down. `identify` asks the kernel what
-//! the objects are, `scan` finds those with other names, `fill` writes the maps and turns the
+//! the objects are, `scan` finds those with other names, `records` and `fill` write the maps and turn the
 //! switch, `canary` proves that the kernel goes by it. `ask` asks what the rules say, `case` is a
 //! test of that, `held` tells what is open from before, `lock` keeps all of it as it is. A policy without a map `anchors` has no
 //! rules of ours: all its programs are attached as they are.
@@ -38,6 +38,7 @@ pub mod op;
 pub mod parse;
 pub mod plan;
 pub mod raw;
+pub mod records;
 pub mod rules;
 pub mod scan;
 pub mod trie;
@@ -181,7 +182,8 @@ impl Kind for Lsm {
         policy: &Policy,
         options: &Options,
     ) -> Result<Option<Box<dyn Update>>> {
-        Ok(Some(Box::new(update::prepare(live, policy, options)?)))
+        let new = update::prepare(live, policy, options)?;
+        Ok(new.map(|new| Box::new(new) as Box<dyn Update>))
     }
 
     /// One word turns all hooks off together, before they go one by one.
@@ -266,6 +268,11 @@ impl Session for Loading {
         if self.rules.lock {
             lock::supported(kernel)?;
         }
+        // A reader of the counts looks into every place that there is for one.
+        let room = self.rules.rules.len().max(COUNTED) as u32;
+        for mut map in opened.object.maps_mut().filter(|map| map.name() == "rule_hits") {
+            map.set_max_entries(room)?;
+        }
         let programs = self.rules.programs();
         for mut program in opened.object.progs_mut() {
             let name = program.name().to_string_lossy().into_owned();
@@ -334,6 +341,9 @@ impl Session for Loading {
             self.fill_whole(generation)?;
             self.switch_on(generation)?;
         }
+        if let Some(ours) = &self.ours {
+            ours.maps.shrink()?;
+        }
         if let Some(Ours { canary: Some(canary), maps, .. }) = &self.ours {
             let names = object.progs().filter(|p| p.autoload());
             canary.prove(maps, names.map(|p| p.name().to_string_lossy().into_owned()))?;
@@ -378,3 +388,5 @@ impl Loading {
 const KEEPING: u64 = 1;
 /// The generation from which the rules hold.
 const WHOLE: u64 = 2;
+/// For how many rules there is room at least.
+const COUNTED: usize = 1024;

@@ -46,7 +46,7 @@ pub fn parse(file: &Path, text: &str, policy: &str) -> Result<Rules> {
     if let Some(place) = lock.as_ref().filter(|_| rules.is_empty()) {
         return Err(reader.at(&place.span(), "there are no rules that could be locked").into());
     }
-    Ok(Rules { mode: raw.mode, lock: lock.is_some(), rules, tests })
+    Ok(Rules::new(raw.mode, lock.is_some(), rules, tests))
 }
 
 /// An error of the TOML reader, with the key that was meant where it is close to one.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use super::case::Case;
 use super::glob::Glob;
@@ -36,6 +37,7 @@ pub struct Rules {
     pub rules: Vec<Rule>,
     /// What `check` tries on them.
     pub tests: Vec<Case>,
+    digest: OnceLock<u64>,
 }
 
 impl Rules {
@@ -55,11 +57,19 @@ impl Rules {
         self.hooks().into_iter().map(|hook| format!("on_{hook}")).chain(lock).collect()
     }
 
+    /// Rules, and what `check` tries on them.
+    pub fn new(mode: Mode, lock: bool, rules: Vec<Rule>, tests: Vec<Case>) -> Self {
+        Self { mode, lock, rules, tests, digest: OnceLock::new() }
+    }
+
     /// The same for the same rules, whatever their layout in the file.
     pub fn digest(&self) -> u64 {
         let plain = |rule: &Rule| Rule { span: 0..0, ..rule.clone() };
-        self.rules.iter().fold(hash::name(0, self.mode.to_string().as_bytes()), |digest, rule| {
-            hash::name(digest, format!("{:?}", plain(rule)).as_bytes())
+        let mode = || hash::name(0, self.mode.to_string().as_bytes());
+        *self.digest.get_or_init(|| {
+            self.rules.iter().fold(mode(), |digest, rule| {
+                hash::name(digest, format!("{:?}", plain(rule)).as_bytes())
+            })
         })
     }
 }

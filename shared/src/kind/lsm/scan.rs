@@ -5,7 +5,7 @@
 //! The rules must already keep things from being taken out while this runs ([`super::Lsm`]
 //! sees to it), or a link made behind the search's back would be missed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -172,9 +172,11 @@ pub fn extras(oracle: &Oracle, compiled: &Compiled) -> Result<Vec<Extra>> {
         .context("can't read /proc/self/mountinfo")?;
     let mut search = Search::new(oracle, &rules, mounts.0);
     let mut starts = tops.clone();
+    let tops: HashSet<&Path> = tops.iter().map(PathBuf::as_path).collect();
     for mount in search.mounts.keys() {
-        let below = |top: &PathBuf| mount.starts_with(top) && mount != top;
-        if tops.iter().any(below) || !rules.own(rules.at(mount)).is_empty() {
+        if mount.ancestors().skip(1).any(|above| tops.contains(above))
+            || !rules.own(rules.at(mount)).is_empty()
+        {
             starts.push(mount.clone());
         }
     }

@@ -50,17 +50,21 @@ impl Drop for NewRules {
     }
 }
 
-/// Builds the rules that `options` has beside those of `live`.
+/// Builds the rules that `options` has beside those of `live`; none where there is not the room to
+/// count them.
 ///
 /// # Errors
 /// Bad rules, or what the kernel says; the rules in force are as they were.
-pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<NewRules> {
+pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<Option<NewRules>> {
     let folder = live.pins()?.to_owned();
     let none = (PathBuf::new(), String::new());
     let (file, text) = options.rules.as_ref().unwrap_or(&none);
     let rules = parse(file, text, &policy.manifest.policy.name)?;
-    let plan = plan(&rules, &mut FileSystem::default(), file, text)?;
     let maps = Maps::of_live(live);
+    if rules.rules.len() > maps.room() {
+        return Ok(None);
+    }
+    let plan = plan(&rules, &mut FileSystem::default(), file, text)?;
     let oracle = Oracle::of_live(live)?;
     let before = maps.generation()?;
     let mut meta = live.meta.clone();
@@ -87,7 +91,7 @@ pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<NewRul
         new.canary = Some(Canary::new(&new.oracle)?);
     }
     new.fill(before + 1)?;
-    Ok(new)
+    Ok(Some(new))
 }
 
 impl NewRules {
@@ -188,6 +192,8 @@ impl Update for NewRules {
         // Nothing can leave the rules' directories any more, and what is mounted is noted: what was
         // there before?
         let mut generation = self.before + 1;
+        self.maps.shrink()?;
+        self.maps.make_room(&self.rules)?;
         loop {
             let mounts = scan::mounts();
             let extras = scan::extras(&self.oracle, self.base.named())?;
@@ -198,6 +204,7 @@ impl Update for NewRules {
             generation += 1;
             self.fill(generation)?;
             self.maps.switch(generation)?;
+            self.maps.shrink()?;
             if mounts == scan::mounts() {
                 break;
             }

@@ -1,0 +1,191 @@
+//! Compiled rules as bytes for the policy's maps: every type here is laid out as in
+//! `lsm/fs-deny/model.bpf.h`.
+
+use super::glob::Pattern;
+use super::globs::Change;
+use super::hash;
+use super::model::{Class, Compiled, Effect, Label, MAX_SHAPES, Mask, Node, Object};
+use super::rules::{MAX_NAME, Mode, Rule, Rules};
+
+/// The elements of a map, one after the other.
+#[derive(Default)]
+pub struct Records {
+    /// How many.
+    pub count: usize,
+    /// Whether their keys are numbers from 0 on.
+    pub numbered: bool,
+    /// Their keys.
+    pub keys: Bytes,
+    /// Their values.
+    pub values: Bytes,
+}
+
+impl Records {
+    /// Of a key and of a value; none where there are no records.
+    pub fn sizes(&self) -> Option<(usize, usize)> {
+        (self.count > 0).then(|| (self.keys.0.len() / self.count, self.values.0.len() / self.count))
+    }
+
+    /// From what adds the key and the value of each.
+    fn hash<T>(
+        all: impl IntoIterator<Item = T>,
+        key: impl Fn(Bytes, &T) -> Bytes,
+        value: impl Fn(Bytes, &T) -> Bytes,
+    ) -> Self {
+        all.into_iter().fold(Self::default(), |r, item| Self {
+            count: r.count + 1,
+            keys: key(r.keys, &item),
+            values: value(r.values, &item),
+            ..r
+        })
+    }
+
+    fn array<T>(all: impl IntoIterator<Item = T>, value: impl Fn(Bytes, &T) -> Bytes) -> Self {
+        let key = |bytes: Bytes, (at, _): &(usize, T)| bytes.u32(*at as u32);
+        let value = |bytes: Bytes, (_, item): &(usize, T)| value(bytes, item);
+        Self { numbered: true, ..Self::hash(all.into_iter().enumerate(), key, value) }
+    }
+}
+
+/// By the name of the pair of maps that they go into.
+pub fn all(c: &Compiled, rules: &Rules, seed: u64) -> [(&'static str, Records); 9] {
+    let name = |bytes: Bytes, (parent, name, _): &&(u32, String, u32)| {
+        bytes.u64(hash::name(seed, name.as_bytes())).u32(*parent).u32(name.len() as u32)
+    };
+    [
+        ("anchors", Records::hash(&c.anchors, |b, (o, _)| b.object(*o), |b, (_, n)| b.u32(*n))),
+        ("names", Records::hash(&c.names, name, |b, (_, _, node)| b.u32(*node))),
+        ("labels", labels(c, seed)),
+        (
+            "owners",
+            Records::hash(&c.owners, |b, (n, c, _)| b.u32(*n).u32(*c), |b, (_, _, r)| b.u32(*r)),
+        ),
+        ("nodes", Records::array(&c.nodes, |b, n| b.node(n))),
+        ("effects", Records::array(&c.effects, |b, e: &&Effect| b.mask(e.set).mask(e.clear))),
+        ("globs", globs(c, seed)),
+        ("classes", Records::array(&c.classes, |b, k| b.class(k))),
+        ("rules", Records::array(&rules.rules, |b, r| b.rule(r))),
+    ]
+}
+
+/// Collects a struct member by member.
+#[derive(Default)]
+pub struct Bytes(pub Vec<u8>);
+
+impl Bytes {
+    /// Adds a number.
+    pub fn u32(mut self, value: u32) -> Self {
+        self.0.extend(value.to_ne_bytes());
+        self
+    }
+
+    fn u64(mut self, value: u64) -> Self {
+        self.0.extend(value.to_ne_bytes());
+        self
+    }
+
+    fn mask(self, mask: Mask) -> Self {
+        mask.0.into_iter().fold(self, Self::u64)
+    }
+
+    fn object(self, object: Object) -> Self {
+        self.u64(object.ino).u32(object.dev).u32(object.generation)
+    }
+
+    fn node(self, n: &Node) -> Self {
+        self.u32(n.flags).u32(n.effect).u32(n.exe).u32(n.parent).u32(n.rule).u32(n.pin_rule)
+    }
+
+    fn class(self, k: &Class) -> Self {
+        self.u32(k.ops).u32(u32::from(k.audit)).u32(-k.errno as u32).u32(k.rule).u32(k.first)
+    }
+
+    fn name(mut self, rule: &Rule) -> Self {
+        let end = self.0.len() + MAX_NAME + 1;
+        self.0.extend(rule.name.bytes());
+        self.0.resize(end, 0);
+        self
+    }
+
+    fn rule(self, rule: &Rule) -> Self {
+        self.name(rule).u32(rule.rate).u32(0).u64(0)
+    }
+}
+
+/// A key of `anchors`.
+pub fn object_key(object: Object) -> Vec<u8> {
+    Bytes::default().object(object).0
+}
+
+/// A key of `rule_hits`.
+pub fn rule_key(rule: &Rule) -> Vec<u8> {
+    Bytes::default().name(rule).0
+}
+
+/// `struct deny_pattern` and `struct deny_edge`
+fn globs(c: &Compiled, seed: u64) -> Records {
+    let all = c.globs.changes().flat_map(|(pattern, changes)| {
+        let count = changes.len();
+        let more = move |nth| if nth + 1 < count { nth + 1 } else { 0 };
+        changes.into_iter().enumerate().map(move |(nth, change)| (pattern, nth, change, more(nth)))
+    });
+    let key = |bytes: Bytes, (pattern, nth, _, _): &(&Pattern, usize, Change, usize)| {
+        let start = hash::name(seed, pattern.start.as_bytes());
+        let len = if pattern.exact { pattern.start.len() as u32 } else { 0 };
+        let end = hash::name(start, pattern.end.as_bytes());
+        bytes.u64(end).u32(pattern.shape()).u32(len | (*nth as u32) << 16)
+    };
+    Records::hash(all, key, |bytes, (_, _, change, more)| {
+        let masks = [change.from, change.set, change.clear].into_iter().map(Mask::globs);
+        masks.fold(bytes, Bytes::u64).u64(*more as u64)
+    })
+}
+
+fn labels(c: &Compiled, seed: u64) -> Records {
+    let plain = c.labels.iter().map(|(kind, value, effect)| (*kind, *value, *effect));
+    let types =
+        c.fstypes.iter().map(|(ty, effect)| (Label::FsType, hash::fstype(seed, ty), *effect));
+    let key =
+        |bytes: Bytes, (kind, value, _): &(Label, u64, u32)| bytes.u64(*value).u64(*kind as u64);
+    Records::hash(plain.chain(types), key, |bytes, (_, _, effect)| bytes.u32(*effect))
+}
+
+/// `struct deny_set`
+pub fn set(c: &Compiled, rules: &Rules, seed: u64) -> Vec<u8> {
+    let ops = c.classes.iter().fold(0, |ops, class| ops | class.ops);
+    let objects = c.labels.iter().any(|(kind, _, _)| *kind as u64 >= Label::FsType as u64);
+    let mut subjects = 0;
+    for (dimension, need) in c.need.iter().enumerate() {
+        subjects |= u32::from(!need.is_empty()) << dimension;
+    }
+    let mut bytes = Bytes::default()
+        .u64(seed)
+        .u64(0)
+        .u32(ops)
+        .u32(u32::from(objects || !c.fstypes.is_empty()))
+        .u32(subjects)
+        .u32(u32::from(rules.mode == Mode::Audit))
+        .u64(rules.digest())
+        .u64(rules.rules.len() as u64)
+        .u64(0)
+        .mask(c.revoke)
+        .mask(c.keep);
+    bytes = c.op.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
+    bytes = c.need.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
+    bytes = c.negated.iter().fold(bytes, |bytes, mask| bytes.mask(*mask));
+    let g = &c.globs;
+    bytes = [g.spots, g.once, g.everywhere, g.nameless, g.spoil]
+        .into_iter()
+        .map(Mask::globs)
+        .fold(bytes, Bytes::u64);
+    bytes = bytes.u32(g.shapes().len() as u32).u32(0);
+    let unused = std::iter::repeat(&0);
+    bytes = g.shapes().iter().chain(unused).take(MAX_SHAPES).fold(bytes, |b, shape| b.u32(*shape));
+    let mut bloom = vec![0u64; 1 << (hash::BLOOM_BITS - 6)];
+    for (object, _) in &c.anchors {
+        let bit = hash::bloom(object);
+        bloom[bit / 64] |= 1 << (bit % 64);
+    }
+    bytes.0.extend(bloom.into_iter().flat_map(u64::to_ne_bytes));
+    bytes.0
+}

@@ -1,0 +1,122 @@
+//! What locks rules and is killed on the way; and `serve`, which locks them for good: nothing comes
+//! after that test.
+
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
+
+use libtest_mimic::Trial;
+use rustix::process::Signal;
+
+use crate::file_lock::{Open, RULES, rules, unlock};
+use crate::polity::{binary, kill, polity, run, status};
+use crate::trial::{eventually, full, has_lsm, trial};
+use crate::yard::{POLICY, Yard, at, denied, file, read, write};
+
+/// The tests.
+pub fn trials() -> Vec<Trial> {
+    if !has_lsm() || !full() {
+        return Vec::new();
+    }
+    vec![trial("file_locked::killed_before", killed_before)]
+}
+
+/// Those that leave what nobody can undo.
+pub fn last() -> Vec<Trial> {
+    if !has_lsm() || !full() {
+        return Vec::new();
+    }
+    vec![Trial::test("file_locked::by_serve", || {
+        by_serve();
+        Ok(())
+    })]
+}
+
+/// `BPF_LINK_CREATE`, and `BPF_PROG_TEST_RUN`, by which the lock turns.
+const LINK_CREATE: &str = "bpf(0x1c,";
+const TEST_RUN: &str = "bpf(0xa,";
+
+fn state() -> String {
+    status(POLICY).unwrap()["detail"]["lock"]["state"].as_str().unwrap().to_owned()
+}
+
+/// Killed when the rules are in force and not locked yet: they hold, and the same file locks them.
+fn killed_before() {
+    let yard = Yard::new();
+    file("vault/x");
+    let open = RULES.replace("lock = true", "lock = false");
+    polity(&["attach", POLICY, "--rules", &rules("open", &open)]).ok();
+    let wanted = rules("killed", RULES);
+    let strace = |options: &[&str]| {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-e", "trace=bpf"]).args(options);
+        run(command.arg(binary()).args(["apply", &wanted]))
+    };
+    // Watched, it refuses to make a secret: what it does until then is what it does unwatched, but
+    // for the last turn.
+    let watched = strace(&["-o", "/tmp/calls", "-e", "raw=bpf"]);
+    watched.fails(1, &["traces this process"]);
+    assert_eq!(state(), "open");
+    polity(&["apply", &rules("open", &open)]).ok();
+    let calls = fs::read_to_string("/tmp/calls").unwrap();
+    let calls: Vec<&str> = calls.lines().collect();
+    let links = calls.iter().rposition(|call| call.contains(LINK_CREATE)).unwrap();
+    assert!(calls[links..].iter().any(|call| call.contains(TEST_RUN)), "{calls:#?}");
+    let points = links + 1..=calls.len();
+    let step = points.clone().count().div_ceil(10);
+    let mut kills = 0;
+    for n in points.rev().step_by(step) {
+        let inject = format!("inject=bpf:signal=KILL:when={n}");
+        assert_eq!(strace(&["-o", "/dev/null", "-e", &inject]).status, 137, "call {n}");
+        kills += 1;
+        denied(read(at("vault/x")));
+        denied(write(at("vault/x")));
+        let secret = polity(&["apply", &wanted]).ok().stdout.trim().to_owned();
+        let _on_failure = Open(secret.clone());
+        assert_eq!(state(), "closed", "killed at call {n}");
+        polity(&["detach", POLICY]).fails(1, &["is locked"]);
+        unlock(&secret).ok();
+        polity(&["apply", &rules("open", &open)]).ok();
+    }
+    eprintln!("file_locked: killed {kills} times between the last link and the lock");
+    polity(&["detach", POLICY]).ok();
+    drop(yard);
+}
+
+/// `serve` locks, tells nobody the secret, and takes no other rules from then on.
+fn by_serve() {
+    let yard = Yard::new();
+    file("vault/x");
+    let path = rules("serve", RULES);
+    let said = || fs::read_to_string("/tmp/serve-said").unwrap();
+    let log = File::create("/tmp/serve-said").unwrap();
+    let mut serve = Command::new(binary());
+    serve.args(["serve", &path]).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    let mut serve = serve.spawn().unwrap();
+    eventually("it is locked", || {
+        status(POLICY).is_some_and(|s| s["detail"]["lock"]["state"] == "closed")
+    });
+    denied(read(at("vault/x")));
+    assert!(said().contains("only a reboot unlocks it"), "{}", said());
+    let secret =
+        |word: &str| word.replace('-', "").bytes().filter(u8::is_ascii_hexdigit).count() >= 32;
+    assert!(!said().split_whitespace().any(secret), "{}", said());
+    let traced = run(Command::new("strace").args(["-p", &serve.id().to_string()]));
+    assert!(traced.status != 0 && traced.stderr.contains("not permitted"), "{traced:#?}");
+
+    // Another file, by a signal and by hand.
+    rules("serve", &RULES.replace("vault", "free"));
+    kill(serve.id(), Signal::HUP);
+    eventually("it says that it can't", || said().contains("is locked"));
+    denied(read(at("vault/x")));
+    polity(&["apply", &path]).fails(1, &["is locked"]);
+    // And without it.
+    serve.kill().unwrap();
+    serve.wait().unwrap();
+    denied(write(at("vault/x")));
+    polity(&["detach", POLICY]).fails(1, &["is locked"]);
+    rules("serve", RULES);
+    polity(&["apply", &path]).ok();
+    denied(read(at("vault/x")));
+    // Its mounts are no pins.
+    drop(yard);
+}
