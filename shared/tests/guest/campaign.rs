@@ -107,8 +107,15 @@ fn back_and_forth() {
     let (bulk, short) = (Traffic::bulk(&pairs), Short::start("two"));
     std::thread::sleep(Duration::from_secs(1));
     let before = bulk.pause();
+    let ss = format!("ip netns exec one ss -Htin state established dport = :{}", pairs.port());
+    let timeouts = || {
+        let all = sh(&format!("{ss} | grep -o 'rto:[0-9.]*' | cut -d: -f2"));
+        let all: Vec<f64> = all.lines().map(|l| l.parse().unwrap()).collect();
+        (all.iter().copied().fold(f64::MAX, f64::min), all.iter().copied().fold(0.0, f64::max))
+    };
 
     let start = Instant::now();
+    let mut longest = Duration::ZERO;
     let sides = ["tcp-cc/cubic", "tcp-cc/dctcp"];
     for turn in 0..swaps {
         let (from, to) = (sides[turn % 2], sides[(turn + 1) % 2]);
@@ -120,15 +127,18 @@ fn back_and_forth() {
         );
         assert_eq!(sockets["failed"], 0, "{turn}: {report:#}");
         pairs.run(&format!("bpf_{}", &to[7..]));
-        if turn % 50 == 49 {
-            let so_far = bulk.pause();
-            eprintln!("{} swaps, longest pause {} ms", turn + 1, so_far.as_millis());
+        let pause = bulk.pause();
+        if pause > longest || turn % 50 == 49 {
+            longest = longest.max(pause);
+            let ((shortest, largest), ms) = (timeouts(), longest.as_millis());
+            eprintln!(
+                "swap {}: longest pause so far {ms} ms, RTO {shortest} to {largest} ms",
+                turn + 1
+            );
         }
     }
-    let (took, pause) = (start.elapsed(), bulk.pause());
-    let ss = "ip netns exec one ss -Htin state established dport =";
-    let rto = sh(&format!("{ss} :{} | grep -o 'rto:[0-9.]*' | cut -d: -f2", pairs.port()));
-    let rto = rto.lines().map(|l| l.parse::<f64>().unwrap()).fold(f64::MAX, f64::min);
+    let (took, pause) = (start.elapsed(), longest.max(bulk.pause()));
+    let (rto, _) = timeouts();
     let count = short.finish();
     let bytes = bulk.finish();
     eprintln!(
