@@ -178,9 +178,8 @@ impl Register {
             // One that is being attached, or the other version of one that is being upgraded.
             let is_held = live.meta.pid.is_some();
             // A record that was just replaced lingers until the kernel has freed it.
-            let is_old = |other: &Live| {
-                other.folder.is_some() && other.meta.policy == live.meta.policy
-            };
+            let is_old =
+                |other: &Live| other.folder.is_some() && other.meta.policy == live.meta.policy;
             live.folder.is_some() || is_held && !self.known.iter().any(is_old)
         };
         self.known.iter().map(is_shown).collect()

@@ -15,7 +15,7 @@ use crate::polity::{polity, sh, status};
 use crate::snapshot::default;
 use crate::sockets::{PATTERN, Pairs, Traffic, ecn, inside, within};
 use crate::swap::{EVERYWHERE, World};
-use crate::trial::{campaigns, full, full_or, trial};
+use crate::trial::{campaigns, full, full_or, steady, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -30,11 +30,6 @@ pub fn trials() -> Vec<Trial> {
 /// How many swaps: `POLITY_SWAPS`, or as many as there should be.
 fn swaps() -> usize {
     number("POLITY_SWAPS").map_or_else(|| full_or(1000, 4), |n| n as usize)
-}
-
-/// Whether the clock is the guest's own and no pause is one of its host's (`ci/bench swap`).
-fn steady() -> bool {
-    std::env::var_os("POLITY_STEADY").is_some()
 }
 
 /// Connections that come and go, each with a question and an answer.
