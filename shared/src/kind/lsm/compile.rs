@@ -183,6 +183,9 @@ impl Compiled {
     /// Those that are anchors already get the classes on top of their own; the others share a
     /// node with all that is alike.
     fn extras(&mut self, extras: &[Extra], effects: &mut Effects) {
+        if extras.is_empty() {
+            return;
+        }
         let mut anchors: HashMap<Object, NodeId> = self.anchors.iter().copied().collect();
         let mut alike: HashMap<(NodeId, Mask), NodeId> = HashMap::new();
         for extra in extras {
