@@ -1,15 +1,13 @@
-//! What locks rules and is killed on the way; and `serve`, which locks them for good: nothing comes
-//! after that test.
+//! What locks rules and is killed on the way.
 
-use std::fs::{self, File};
-use std::process::{Command, Stdio};
+use std::fs;
+use std::process::Command;
 
 use libtest_mimic::Trial;
-use rustix::process::Signal;
 
 use crate::file_lock::{Open, RULES, rules, unlock};
-use crate::polity::{binary, kill, polity, run, status};
-use crate::trial::{eventually, full, has_lsm, trial};
+use crate::polity::{binary, polity, run, status};
+use crate::trial::{full, has_lsm, trial};
 use crate::yard::{POLICY, Yard, at, denied, file, read, write};
 
 /// The tests.
@@ -18,17 +16,6 @@ pub fn trials() -> Vec<Trial> {
         return Vec::new();
     }
     vec![trial("file_locked::killed_before", killed_before)]
-}
-
-/// Those that leave what nobody can undo.
-pub fn last() -> Vec<Trial> {
-    if !has_lsm() || !full() {
-        return Vec::new();
-    }
-    vec![Trial::test("file_locked::by_serve", || {
-        by_serve();
-        Ok(())
-    })]
 }
 
 /// `BPF_LINK_CREATE`, and `BPF_PROG_TEST_RUN`, by which the lock turns.
@@ -79,44 +66,5 @@ fn killed_before() {
     }
     eprintln!("file_locked: killed {kills} times between the last link and the lock");
     polity(&["detach", POLICY]).ok();
-    drop(yard);
-}
-
-/// `serve` locks, tells nobody the secret, and takes no other rules from then on.
-fn by_serve() {
-    let yard = Yard::new();
-    file("vault/x");
-    let path = rules("serve", RULES);
-    let said = || fs::read_to_string("/tmp/serve-said").unwrap();
-    let log = File::create("/tmp/serve-said").unwrap();
-    let mut serve = Command::new(binary());
-    serve.args(["serve", &path]).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-    let mut serve = serve.spawn().unwrap();
-    eventually("it is locked", || {
-        status(POLICY).is_some_and(|s| s["detail"]["lock"]["state"] == "closed")
-    });
-    denied(read(at("vault/x")));
-    assert!(said().contains("only a reboot unlocks it"), "{}", said());
-    let secret =
-        |word: &str| word.replace('-', "").bytes().filter(u8::is_ascii_hexdigit).count() >= 32;
-    assert!(!said().split_whitespace().any(secret), "{}", said());
-    let traced = run(Command::new("strace").args(["-p", &serve.id().to_string()]));
-    assert!(traced.status != 0 && traced.stderr.contains("not permitted"), "{traced:#?}");
-
-    // Another file, by a signal and by hand.
-    rules("serve", &RULES.replace("vault", "free"));
-    kill(serve.id(), Signal::HUP);
-    eventually("it says that it can't", || said().contains("is locked"));
-    denied(read(at("vault/x")));
-    polity(&["apply", &path]).fails(1, &["is locked"]);
-    // And without it.
-    serve.kill().unwrap();
-    serve.wait().unwrap();
-    denied(write(at("vault/x")));
-    polity(&["detach", POLICY]).fails(1, &["is locked"]);
-    rules("serve", RULES);
-    polity(&["apply", &path]).ok();
-    denied(read(at("vault/x")));
-    // Its mounts are no pins.
     drop(yard);
 }

@@ -141,6 +141,5 @@ fn all() -> Vec<Trial> {
     trials.extend(abuse::trials());
     trials.extend(scripts::trials());
     trials.extend(killed::trials());
-    trials.extend(file_locked::last());
     trials
 }
