@@ -177,10 +177,10 @@ struct Differing {
 fn parameters(wanted: &Wanted, live: &Live) -> Result<Vec<Differing>> {
     let policy = &wanted.policy;
     let shape = live.shape();
-    let known = params::known(&policy.manifest, &shape, &policy.file(), &policy.text)?;
+    let known = params::known(&policy.manifest, shape, &policy.file(), &policy.text)?;
     let mut differing = Vec::new();
     for (global, bytes) in params::assign(&known, &wanted.params, &policy.id())? {
-        let now = live.global_bytes(&shape, &global.name).map(|(now, _)| now);
+        let now = live.global_bytes(shape, &global.name).map(|(now, _)| now);
         let given = wanted.params.iter().find(|a| a.key == global.name).map(|a| &a.value);
         let default = policy.manifest.params.get(&global.name).and_then(|p| p.default.as_ref());
         if let Some(value) = given.or(default)

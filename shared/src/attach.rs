@@ -221,7 +221,7 @@ fn put(tree: &Tree, mut loaded: Loaded, options: &Options, place: Place) -> Resu
         build: Some(loaded.build),
     };
     meta.record(&loaded.object);
-    let mut live = Live { meta, folder: None, id: 0 };
+    let mut live = Live::new(meta, None, 0);
     let links = timing::bpf(|| loaded.session.attach(&mut loaded.object));
     if loaded.kind.ejects()
         && let Condition::Ejected(why) = loaded.kind.condition(&live)

@@ -39,8 +39,8 @@ fn write(path: &Path, live: &Live, why: &str) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(FOLDER)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let shape = live.shape();
-    let params = Value::from(live.params(&shape));
-    let stats = Value::from(Reader::new(live, &shape).json().unwrap_or_default());
+    let params = Value::from(live.params(shape));
+    let stats = Value::from(Reader::new(live, shape).json().unwrap_or_default());
     let dump = live.kind().ok().and_then(|kind| kind.last_words(live));
     let text = format!(
         "policy     {}\nejected    {why}\nattached   {}\nseen       {}\nkernel     {}\n\

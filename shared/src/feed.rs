@@ -65,7 +65,7 @@ impl Feed {
             if self.threads.contains_key(&id) {
                 continue;
             }
-            let decoder = Decoder::new(live, &live.shape());
+            let decoder = Decoder::new(live, live.shape());
             if let Some((map, decoder)) = live.map("events").zip(decoder) {
                 let stop = Arc::new(AtomicBool::new(false));
                 let line = Line { id, decoder, sender: self.sender.clone(), stop: stop.clone() };
@@ -98,7 +98,7 @@ pub fn waiting(live: &[Live], mut each: impl FnMut(Value)) -> Result<Vec<(String
         let Some((map, id)) = live.map("events").zip(live.meta.maps.get("events")) else {
             continue;
         };
-        let Some(decoder) = Decoder::new(live, &live.shape()) else { continue };
+        let Some(decoder) = Decoder::new(live, live.shape()) else { continue };
         match Socket::claim(&path(*id))? {
             Some(_socket) => follow(&map, &decoder, |event| match event {
                 Some(event) => {

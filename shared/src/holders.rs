@@ -16,7 +16,7 @@ pub fn of_struct_ops(kernel: &Kernel, ty: &str) -> Option<String> {
         Ok(map) => map.info.btf_vmlinux_value_type_id == value_type,
         Err(_) => false,
     };
-    let maps: Vec<u32> = sys::map_ids().into_iter().filter(is_of_type).collect();
+    let maps: Vec<u32> = sys::map_ids(0).into_iter().filter(is_of_type).collect();
     let link = LinkInfoIter::default()
         .find(|l| matches!(&l.info, LinkTypeInfo::StructOps(s) if maps.contains(&s.map_id)))?;
     let holders = of_link(link.id);

@@ -4,6 +4,7 @@
 //! exactly as long as the policy does, pinned or held by `polity run`. So the kernel's own list
 //! of maps is the list of policies, and there is no other record.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -101,6 +102,7 @@ pub struct Live {
     pub folder: Option<PathBuf>,
     /// The id of the record's map.
     pub id: u32,
+    shape: OnceCell<Shape>,
 }
 
 /// Every policy in the kernel, pinned or held by `polity run`, by name.
@@ -108,29 +110,80 @@ pub struct Live {
 /// # Errors
 /// Not root.
 pub fn all() -> Result<Vec<Live>> {
-    need_root("see what is attached")?;
-    let pinned = tree::pinned();
-    let mut found = Vec::new();
-    for id in sys::map_ids() {
-        let folder = pinned.iter().find(|(pin, _)| *pin == id).map(|(_, f)| f.clone());
-        let map = match &folder {
-            Some(folder) => tree::open(&folder.join("meta")),
-            None => MapHandle::from_map_id(id).map_err(Into::into),
-        };
-        let Ok(map) = map else { continue };
-        let Some(meta) = Meta::from_map(&map).filter(|_| map.name() == META) else { continue };
-        // One that is being attached, or the other version of one that is being upgraded.
-        if folder.is_none() && meta.pid.is_none() {
-            continue;
-        }
-        found.push(Live { meta, folder, id });
+    let mut register = Register::default();
+    register.update()?;
+    let shown = register.shown();
+    Ok(register.known.into_iter().zip(shown).filter_map(|(l, shown)| shown.then_some(l)).collect())
+}
+
+/// The policies in the kernel, for those who look again and again: which maps are records is learned
+/// once, since no id is used twice and no record changes. It holds no descriptor: what is detached
+/// goes at once.
+#[derive(Default)]
+pub struct Register {
+    /// Up to here the kernel's list is known.
+    last: u32,
+    /// Records that were not written yet.
+    unwritten: Vec<u32>,
+    /// By name.
+    known: Vec<Live>,
+}
+
+impl Register {
+    /// As [`all`].
+    ///
+    /// # Errors
+    /// Not root.
+    pub fn look(&mut self) -> Result<Vec<&Live>> {
+        self.update()?;
+        let shown = self.shown();
+        Ok(self.known.iter().zip(shown).filter_map(|(l, shown)| shown.then_some(l)).collect())
     }
-    // A record that was just replaced lingers until the kernel has freed it.
-    let place: Vec<_> =
-        found.iter().filter(|l| l.folder.is_some()).map(|l| l.meta.policy.clone()).collect();
-    found.retain(|l| l.folder.is_some() || !place.contains(&l.meta.policy));
-    found.sort_by(|a, b| a.meta.policy.cmp(&b.meta.policy));
-    Ok(found)
+
+    fn update(&mut self) -> Result<()> {
+        need_root("see what is attached")?;
+        let pinned = tree::pinned();
+        let folder = |id: u32| pinned.iter().find(|(pin, _)| *pin == id).map(|(_, f)| f.clone());
+        self.known.retain_mut(|live| {
+            live.folder = folder(live.id);
+            live.folder.is_some() || MapHandle::from_map_id(live.id).is_ok()
+        });
+        let fresh = sys::map_ids(self.last);
+        self.last = fresh.last().copied().unwrap_or(self.last);
+        // A locked one can only be opened where it is pinned, which may come later.
+        let mut ids: Vec<u32> = pinned.iter().map(|(id, _)| *id).collect();
+        ids.retain(|id| !self.known.iter().any(|l| l.id == *id));
+        ids.extend(std::mem::take(&mut self.unwritten).into_iter().chain(fresh));
+        ids.sort_unstable();
+        ids.dedup();
+        for id in ids {
+            let folder = folder(id);
+            let map = match &folder {
+                Some(folder) => tree::open(&folder.join("meta")),
+                None => MapHandle::from_map_id(id).map_err(Into::into),
+            };
+            let Some(map) = map.ok().filter(|map| map.name() == META) else { continue };
+            match Meta::from_map(&map) {
+                Some(meta) => self.known.push(Live::new(meta, folder, id)),
+                None => self.unwritten.push(id),
+            }
+        }
+        self.known.sort_by(|a, b| a.meta.policy.cmp(&b.meta.policy));
+        Ok(())
+    }
+
+    /// Which of those that are known are policies in force.
+    fn shown(&self) -> Vec<bool> {
+        let is_shown = |live: &Live| {
+            // One that is being attached, or the other version of one that is being upgraded.
+            let is_held = live.meta.pid.is_some();
+            // A record that was just replaced lingers until the kernel has freed it.
+            let is_old =
+                |other: &Live| other.folder.is_some() && other.meta.policy == live.meta.policy;
+            live.folder.is_some() || is_held && !self.known.iter().any(is_old)
+        };
+        self.known.iter().map(is_shown).collect()
+    }
 }
 
 /// The attached policy with this `kind/name`, if there is one.
@@ -167,6 +220,11 @@ pub fn need_root(what: &str) -> Result<()> {
 }
 
 impl Live {
+    /// A policy with this record, whose map has this id.
+    pub fn new(meta: Meta, folder: Option<PathBuf>, id: u32) -> Self {
+        Self { meta, folder, id, shape: OnceCell::new() }
+    }
+
     /// The policy's kind.
     ///
     /// # Errors
@@ -203,9 +261,11 @@ impl Live {
     }
 
     /// What the policy's BTF in the kernel says.
-    pub fn shape(&self) -> Shape {
-        let btf = self.meta.programs.values().find_map(|id| Btf::from_prog_id(*id).ok());
-        btf.map(|btf| Shape::of(&btf)).unwrap_or_default()
+    pub fn shape(&self) -> &Shape {
+        self.shape.get_or_init(|| {
+            let btf = self.meta.programs.values().find_map(|id| Btf::from_prog_id(*id).ok());
+            btf.map(|btf| Shape::of(&btf)).unwrap_or_default()
+        })
     }
 
     /// The value of a global as it is now, as JSON.

@@ -4,7 +4,7 @@
 //! has a label `cpu`, a keyed statistic a label `key`, a histogram a counter for each bucket with
 //! the label `below`, the first value that is too large for it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -15,9 +15,8 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::kind::Condition;
-use crate::live::{self, Live};
+use crate::live::{Live, Register};
 use crate::manifest::StatType;
-use crate::shape::Shape;
 use crate::stats::Reader;
 
 /// The media type of [`text`].
@@ -31,13 +30,9 @@ pub fn text() -> Result<String> {
     Scraper::default().text()
 }
 
-/// Reads them again and again. Most of the work is to learn what the maps of a policy look like,
-/// and that is the same as long as its record is.
+/// Reads them again and again.
 #[derive(Default)]
-pub struct Scraper {
-    /// By the id of the record's map. No descriptors: what is detached goes at once.
-    shapes: HashMap<u32, Shape>,
-}
+pub struct Scraper(Register);
 
 impl Scraper {
     /// Reads all statistics.
@@ -45,13 +40,8 @@ impl Scraper {
     /// # Errors
     /// Not root, or maps that are gone.
     pub fn text(&mut self) -> Result<String> {
-        let all = live::all()?;
-        self.shapes.retain(|id, _| all.iter().any(|l| l.id == *id));
-        for live in &all {
-            self.shapes.entry(live.id).or_insert_with(|| live.shape());
-        }
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Sample::take(&all, &self.shapes)?));
+        registry.register_collector(Box::new(Sample::take(&self.0.look()?)?));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry)
             .map_err(|e| Error::failed(format!("can't write the metrics: {e}")))?;
@@ -78,15 +68,14 @@ struct Metric {
 struct Sample(BTreeMap<String, Metric>);
 
 impl Sample {
-    fn take(all: &[Live], shapes: &HashMap<u32, Shape>) -> Result<Self> {
+    fn take(all: &[&Live]) -> Result<Self> {
         let mut sample = Self::default();
         for live in all {
             let policy = &live.meta.policy;
             let on = live.kind().is_ok_and(|k| k.condition(live) == Condition::Attached);
             let help = "1 while the policy is attached and does its work";
             sample.add("polity_attached", help, false, vec![("policy", policy.clone())], on.into());
-            let Some(shape) = shapes.get(&live.id) else { continue };
-            let numbers = Reader::new(live, shape).json()?;
+            let numbers = Reader::new(live, live.shape()).json()?;
             for (name, stat) in &live.meta.manifest.stats {
                 let Some(value) = numbers.get(name) else { continue };
                 let name = name_of(policy, name);

@@ -29,7 +29,7 @@ impl Recipe {
             origin if origin.starts_with('/') => origin,
             _ => &live.meta.policy,
         };
-        let (params, tables) = (live.params(&live.shape()), Tables::of(live));
+        let (params, tables) = (live.params(live.shape()), Tables::of(live));
         Self { policy: policy.to_owned(), params, tables }
     }
 

@@ -269,9 +269,9 @@ pub fn program_run(program: BorrowedFd<'_>, context: &mut [u8]) -> io::Result<u3
     }
 }
 
-/// The ids of all BPF maps.
-pub fn map_ids() -> Vec<u32> {
-    let (mut all, mut id) = (Vec::new(), 0);
+/// The ids of all BPF maps beyond `id`, in order.
+pub fn map_ids(mut id: u32) -> Vec<u32> {
+    let mut all = Vec::new();
     // SAFETY: the kernel writes one u32, which outlives the call.
     while unsafe { raw::bpf_map_get_next_id(id, &raw mut id) } == 0 {
         all.push(id);

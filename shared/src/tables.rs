@@ -94,7 +94,7 @@ impl Tables {
                 Some((key, value))
             };
             let entries: Entries = map.keys().filter_map(entry).collect();
-            let count = live.global(&shape, &count_name(table)).and_then(|n| n.as_u64());
+            let count = live.global(shape, &count_name(table)).and_then(|n| n.as_u64());
             let count = count.map_or(entries.len(), |n| n as usize);
             Some((table.clone(), Rows::Copied(count, entries)))
         };

@@ -10,7 +10,6 @@ use crate::kind::{Options, Update};
 use crate::live::{self, Live};
 use crate::params::Assignment;
 use crate::recipe::Recipe;
-use crate::shape::Shape;
 use crate::tree::{self, Tree};
 
 /// A step that can be taken back.
@@ -179,7 +178,6 @@ impl Step for Replace {
 /// Changes live parameters.
 struct Set {
     live: Live,
-    shape: Shape,
     values: Vec<(Assignment, Vec<u8>)>,
     /// What they were.
     before: Vec<(String, Vec<u8>)>,
@@ -187,11 +185,11 @@ struct Set {
 
 impl Set {
     fn new(live: Live, values: Vec<(Assignment, Vec<u8>)>) -> Self {
-        Self { shape: live.shape(), live, values, before: Vec::new() }
+        Self { live, values, before: Vec::new() }
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.live.set_global(&self.shape, name, bytes)
+        self.live.set_global(self.live.shape(), name, bytes)
     }
 }
 
@@ -202,7 +200,7 @@ impl Step for Set {
 
     fn take(&mut self, _tree: &Tree) -> Result<()> {
         for (given, bytes) in &self.values {
-            if let Some((now, _)) = self.live.global_bytes(&self.shape, &given.key) {
+            if let Some((now, _)) = self.live.global_bytes(self.live.shape(), &given.key) {
                 self.before.push((given.key.clone(), now));
             }
             self.write(&given.key, bytes)?;

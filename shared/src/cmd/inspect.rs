@@ -35,7 +35,7 @@ pub fn run(args: &Inspect) -> Result<()> {
         .collect();
     let links: Vec<Value> =
         live.links().iter().map(|(name, l)| json!({"name": name, "id": l.id})).collect();
-    let maps = maps(&live, &shape);
+    let maps = maps(&live, shape);
     let struct_ops: Vec<Value> = shape
         .struct_ops
         .iter()

@@ -36,8 +36,8 @@ pub fn run(args: &Set) -> Result<()> {
         changes.push((global, encode(name, &global.layout, &assignment.value)?));
     }
     for (global, bytes) in changes {
-        live.set_global(&shape, &global.name, &bytes)?;
-        let now = live.global(&shape, &global.name).unwrap_or_default();
+        live.set_global(shape, &global.name, &bytes)?;
+        let now = live.global(shape, &global.name).unwrap_or_default();
         out::eprintln(&format!("{id}: {} = {}", global.name, render::cell(&now)));
     }
     crate::history::record_command(id, "set");

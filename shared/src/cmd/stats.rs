@@ -21,7 +21,7 @@ pub fn run(args: &Stats) -> Result<()> {
         None => live::all()?,
     };
     let mut readers: Vec<_> =
-        all.iter().map(|l| (l, Reader::new(l, &l.shape()), Vec::new())).collect();
+        all.iter().map(|l| (l, Reader::new(l, l.shape()), Vec::new())).collect();
     let Some(seconds) = args.watch else {
         let mut list = Vec::new();
         for (live, reader, _) in &mut readers {

@@ -119,7 +119,7 @@ fn describe(live: &Live) -> Value {
         "state": state,
         "pinned": live.folder.is_some(),
         "supervised": live.supervised(),
-        "params": live.params(&shape),
+        "params": live.params(shape),
         "detail": detail,
         "since": live.meta.time,
         "source": live.meta.origin,

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::metric::Metric;
+use super::watch::INTERVAL;
 use crate::time;
 
 /// One guard as a user writes it.
@@ -122,6 +123,10 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(span).ok().filter(|d| *d <= max).ok_or_else(wrong)
 }
 
+/// A look that comes this much before its time counts as in time: a clock's jitter must not cost a
+/// whole interval.
+const EARLY: Duration = INTERVAL.checked_div(10).unwrap();
+
 /// A guard at work.
 #[derive(Debug)]
 pub struct Guard {
@@ -146,7 +151,7 @@ impl Guard {
             return None;
         };
         let (since, at) = self.since.get_or_insert_with(|| (now, time::now()));
-        (now.duration_since(*since) >= *hold)
+        (now.duration_since(*since) + EARLY >= *hold)
             .then(|| format!("guard: {metric} {limit} since {at}, now {}", short(value)))
     }
 }
@@ -224,7 +229,8 @@ mod tests {
         assert_eq!(at(4, Some(6.0)), None);
         assert_eq!(at(6, None), None, "and no number is none beyond the limit");
         assert_eq!(at(7, Some(6.0)), None);
-        let why = at(10, Some(6.5)).unwrap();
+        assert_eq!(at(9, Some(6.5)), None);
+        let why = guard.sample(Some(6.5), start + Duration::from_millis(9950)).unwrap();
         assert!(why.starts_with("guard: denied_per_s above 5 since "), "{why}");
         assert!(why.ends_with(", now 6.5"), "{why}");
     }

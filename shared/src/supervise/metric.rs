@@ -190,7 +190,7 @@ impl Source {
             Metric::Denied => {
                 let of = |l: &Live| {
                     l.meta.manifest.stats.get("denied")?;
-                    Some(sum(Reader::new(l, &l.shape()).json().ok()?.get("denied")?))
+                    Some(sum(Reader::new(l, l.shape()).json().ok()?.get("denied")?))
                 };
                 Some(Counts::Counter(live.iter().filter_map(of).sum()))
             }
@@ -199,7 +199,7 @@ impl Source {
                 if self.reader.as_ref().is_none_or(|(id, _)| *id != live.id) {
                     // It was attached again and counts from zero.
                     self.before = None;
-                    self.reader = Some((live.id, Reader::new(live, &live.shape())));
+                    self.reader = Some((live.id, Reader::new(live, live.shape())));
                 }
                 let (_, reader) = self.reader.as_mut()?;
                 let all = reader.json().ok()?;

@@ -232,7 +232,7 @@ impl Row {
             detail: String::new(),
             series: Vec::new(),
             id: live.id,
-            reader: Reader::new(live, &live.shape()),
+            reader: Reader::new(live, live.shape()),
         }
     }
 

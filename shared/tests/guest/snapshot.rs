@@ -63,12 +63,12 @@ impl Snapshot {
         assert_eq!(now, *self, "after {what}: left what is there now, right what was there before");
     }
 
-    /// Waits until the kernel is again as it was, or for half a minute: it frees programs and
+    /// Waits until the kernel is again as it was, or for two minutes: it frees programs and
     /// maps after a grace period. Returns what is there then.
     pub fn settle(&self) -> Self {
         let start = Instant::now();
         let mut now = Self::take();
-        while now != *self && start.elapsed() < Duration::from_secs(30) {
+        while now != *self && start.elapsed() < Duration::from_secs(120) {
             std::thread::sleep(Duration::from_millis(50));
             now = Self::take();
         }

@@ -183,9 +183,9 @@ impl Traffic {
         self.receivers.push(spawn(move || receive(end, &pause)));
     }
 
-    /// The longest time for which one of the connections brought nothing so far.
+    /// The longest time for which one of the connections brought nothing since this was last asked.
     pub fn pause(&self) -> Duration {
-        Duration::from_micros(self.pause.load(Ordering::Relaxed))
+        Duration::from_micros(self.pause.swap(0, Ordering::Relaxed))
     }
 
     /// Ends it. Every byte that was sent has arrived, in its place and unchanged; returns how

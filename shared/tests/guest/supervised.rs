@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::load::{Load, extra};
 use crate::polity::{Foreground, binary, kill, polity, sh, status};
 use crate::snapshot::{default, sched_ext, scheduler};
-use crate::trial::{campaigns, eventually, full, sched_ext_trial, trial};
+use crate::trial::{campaigns, eventually, full, sched_ext_trial, steady, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -189,7 +189,9 @@ fn guards() {
     eprintln!(
         "guards: tripped {after:.1} s after the limit was crossed, rolled back in {took:.1} s"
     );
-    assert!(after < 2.0 + 2.0, "{after} s: two intervals after the two seconds");
+    if steady() {
+        assert!(after + took < 2.0 + 2.0, "two intervals after the two seconds");
+    }
     assert_eq!(default(), before.1);
     assert_eq!(status("tcp-cc/reno"), None);
     assert!(drift().contains("rolled back: guard: tcp-cc/reno.acked"), "{}", drift());

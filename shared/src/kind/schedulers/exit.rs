@@ -38,7 +38,7 @@ impl ExitRecord {
     /// That of an attached scheduler, where it has one.
     pub fn of(live: &Live) -> Option<Self> {
         let shape = live.shape();
-        let record = live.global(&shape, &record(&shape)?.name)?;
+        let record = live.global(shape, &record(shape)?.name)?;
         let text = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
         Some(Self {
             kind: record["kind"].as_i64()?,
@@ -110,7 +110,7 @@ fn kernel_log() -> Vec<String> {
 /// All that the kernel and the scheduler itself (`ops.dump`) said at its end.
 pub fn dump_of(live: &Live) -> Option<String> {
     let shape = live.shape();
-    let map = live.map(&object::map_label(&dump_section(&lengths(&shape).next()?.name)))?;
+    let map = live.map(&object::map_label(&dump_section(&lengths(shape).next()?.name)))?;
     let mut value = vec![0; map.value_size() as usize];
     sys::map_lookup(&map, &0u32.to_ne_bytes(), &mut value).ok()?;
     let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());

@@ -151,9 +151,9 @@ impl Kind for TcpCc {
     }
 
     fn sockets(&self, live: &Live) -> Result<Vec<Value>> {
-        let state = live.shape().socket_state;
+        let state = live.shape().socket_state.as_ref();
         let all = Iterators::load()?.list(&algorithm(&live.meta.policy))?;
-        Ok(all.iter().map(|socket| socket.json(state.as_ref())).collect())
+        Ok(all.iter().map(|socket| socket.json(state)).collect())
     }
 
     fn differs(&self, live: &Live, _policy: &Policy, options: &Options) -> Result<Option<String>> {
