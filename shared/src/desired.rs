@@ -14,6 +14,8 @@ use toml::{Spanned, Value};
 
 use crate::catalog::{self, Policy};
 use crate::error::{Error, Result, from_toml};
+use crate::kind::lsm::raw;
+use crate::kind::lsm::rules::Mode;
 use crate::kind::tcp_cc::scope::Scope;
 use crate::kind::{self, Options};
 use crate::params::Assignment;
@@ -193,7 +195,7 @@ struct File {
     lsm: Named<Lsm>,
     /// What `polity check` tries on the rules: see the README of `lsm`.
     #[serde(rename = "test")]
-    #[schemars(with = "Option<Vec<serde_json::Map<String, serde_json::Value>>>")]
+    #[schemars(with = "Option<Vec<raw::Test>>")]
     _test: Option<IgnoredAny>,
 }
 
@@ -274,7 +276,7 @@ struct Lsm {
     // `kind::lsm::parse` reads these.
     /// `enforce` or `audit`: log, deny nothing.
     #[serde(rename = "mode")]
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Option<Mode>")]
     _mode: Option<IgnoredAny>,
     /// Nobody changes the rules or takes them off until `polity unlock` or a reboot.
     #[serde(rename = "lock")]
@@ -282,11 +284,11 @@ struct Lsm {
     _lock: Option<IgnoredAny>,
     /// What is denied: see the policy's README.
     #[serde(rename = "rules")]
-    #[schemars(with = "Option<Vec<serde_json::Map<String, serde_json::Value>>>")]
+    #[schemars(with = "Option<Vec<raw::Rule>>")]
     _rules: Option<IgnoredAny>,
     /// What `polity check` tries on the rules: see the README of `lsm`.
     #[serde(rename = "test")]
-    #[schemars(with = "Option<Vec<serde_json::Map<String, serde_json::Value>>>")]
+    #[schemars(with = "Option<Vec<raw::Test>>")]
     _test: Option<IgnoredAny>,
 }
 

@@ -35,7 +35,9 @@ const FIRST_REASON: usize = 72;
 const NO_CLASS: u32 = 0xffff;
 
 /// What becomes of an access.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// No rule has anything against it.
