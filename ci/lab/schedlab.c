@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #define THREADS		4
+#define ROUNDS		10	/* of wake: where the threads start matters, so they start often */
 #define PERIOD_NS	2000000LL
 
 static pid_t kids[20000];
@@ -128,8 +129,8 @@ static void *sleeper_main(void *arg)
 	prctl(PR_SET_TIMERSLACK, 1);
 	if (s->fifo)
 		be_realtime();
-	/* The first hundred are not counted: the guest settles. */
-	for (int i = -100; i < s->samples; i++) {
+	/* The first are not counted: until then everybody is where he stays. */
+	for (int i = -20; i < s->samples; i++) {
 		long long due = now_ns(CLOCK_MONOTONIC) + PERIOD_NS;
 
 		nanosleep(&t, NULL);
@@ -150,24 +151,28 @@ static int wake(int hogs, int samples, int fifo)
 {
 	struct sleeper s[THREADS];
 	double *us = calloc(samples, sizeof(*us)), *ran = calloc(hogs + 1, sizeof(*ran));
-	int each = samples / THREADS;
+	int each = samples / THREADS / ROUNDS;
 
 	for (int i = 0; i < hogs; i++)
 		hog(0);
 	usleep(200000);
 	for (int i = 0; i < hogs; i++)
 		ran[i] = -cpu_ns(kids[i]);
-	for (int i = 0; i < THREADS; i++) {
-		s[i] = (struct sleeper){ .samples = each, .fifo = fifo, .us = us + i * each };
-		if (pthread_create(&s[i].thread, NULL, sleeper_main, &s[i]))
-			die("pthread_create");
+	for (int round = 0; round < ROUNDS; round++) {
+		for (int i = 0; i < THREADS; i++) {
+			s[i] = (struct sleeper){ .samples = each, .fifo = fifo,
+						 .us = us + (round * THREADS + i) * each };
+			errno = pthread_create(&s[i].thread, NULL, sleeper_main, &s[i]);
+			if (errno)
+				die("pthread_create");
+		}
+		for (int i = 0; i < THREADS; i++)
+			pthread_join(s[i].thread, NULL);
 	}
-	for (int i = 0; i < THREADS; i++)
-		pthread_join(s[i].thread, NULL);
 	for (int i = 0; i < hogs; i++)
 		ran[i] += cpu_ns(kids[i]);
 	kill_kids();
-	samples = each * THREADS;
+	samples = each * THREADS * ROUNDS;
 	qsort(us, samples, sizeof(*us), by_value);
 	printf("wake hogs %d samples %d p50 %.1f p99 %.1f p99.9 %.1f max %.1f us jain %.4f\n",
 	       hogs, samples, us[samples / 2], us[samples * 99LL / 100],

@@ -39,12 +39,14 @@ s32 BPF_STRUCT_OPS(fair_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 	u32 id;
 
 	cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);
+	t = task_of(p);
+	if (t)
+		t->woke = p->se.sum_exec_runtime;
 	if (idle) {
 		stat_inc(direct);
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_us * NSEC, 0);
 		return cpu;
 	}
-	t = task_of(p);
 	if (!t)
 		return cpu;
 	id = queue_for(t, cpu);
@@ -67,7 +69,7 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 	struct fair_task *t = task_of(p);
 	s32 cpu = scx_bpf_task_cpu(p), idle;
 	struct fair_queue *q, *near;
-	u32 id;
+	u32 id, idler;
 
 	if (!t)
 		goto local;
@@ -80,6 +82,7 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 		/* select_cpu() is not asked about these. */
 		if (enq_flags & SCX_ENQ_WAKEUP) {
 			place(p, t, id, q);
+			t->woke = p->se.sum_exec_runtime;
 			if (scx_bpf_test_and_clear_cpu_idle(cpu)) {
 				stat_inc(direct);
 				scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q), enq_flags);
@@ -111,7 +114,8 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 	 */
 	near = queue_of(llc_of(cpu));
 	idle = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
-	if (idle < 0 && near && near->idler)
+	idler = near ? near->idler : 0;
+	if (idle < 0 && idler && bpf_cpumask_test_cpu(idler - 1, p->cpus_ptr))
 		idle = (s32)__sync_lock_test_and_set(&near->idler, 0) - 1;
 	if (idle >= 0)
 		kick(idle, SCX_KICK_IDLE);

@@ -19,24 +19,27 @@ static void kick(s32 cpu, u64 flags)
 
 /*
  * May a task that wakes take this CPU at once? It must be owed a good deal more time than
- * the one that runs, which must have had its hands on the CPU for a while. So who sleeps a
- * lot is served at once, and two tasks that keep waking each other are not torn apart.
+ * the one that runs, which must have run for a while since it woke itself. So who sleeps a
+ * lot is served at once, by whoever doesn't, however often those change; and two tasks that
+ * keep waking each other are not torn apart.
  */
 static bool take(u32 cpu, const struct fair_task *t, u64 now)
 {
 	struct task_struct *curr = __COMPAT_scx_bpf_cpu_curr(cpu);
 	struct fair_cpu *c = cpu_of(cpu);
 	struct fair_task *victim;
-	u64 since, claimed;
+	u64 since, ran, claimed;
 
 	/* Idle, or of a higher class? */
 	if (!c || !curr || !(curr->scx.flags & SCX_TASK_QUEUED))
 		return false;
-	since = curr->sched_info.last_arrival;
-	if (before(now, since + protect_us * NSEC))
-		return false;
 	victim = task_of(curr);
-	if (!victim || !before(t->vtime + preempt_lag_us * NSEC, victim->vtime + (now - since)))
+	if (!victim)
+		return false;
+	since = curr->sched_info.last_arrival;
+	ran = now - since;
+	if (before(curr->se.sum_exec_runtime + ran, victim->woke + protect_us * NSEC) ||
+	    !before(t->vtime + preempt_lag_us * NSEC, victim->vtime + ran))
 		return false;
 	/* Nobody else shall choose the same victim before the switch is made. */
 	claimed = c->victim;

@@ -86,8 +86,9 @@ pub struct Left {
 #[derive(Debug, Default)]
 pub struct Report {
     /// For how long neither side was in effect, in microseconds; of schedulers, which the kernel
-    /// never leaves without one of its own, the longest that a task waited for a CPU meanwhile.
-    pub gap_us: u64,
+    /// never leaves without one of its own, the longest that a task waited for a CPU meanwhile. None when
+    /// nobody knows, because who watched was killed.
+    pub gap_us: Option<u64>,
     /// How long it took to look at the sockets and move them, of all that it took.
     pub moving_us: u64,
     /// What to tell a person, where no sockets are concerned.

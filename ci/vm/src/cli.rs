@@ -69,6 +69,10 @@ pub struct Run {
     /// Let the guest's clock count instructions, so that times can be compared (needs QEMU 8.1)
     #[arg(long)]
     pub icount: bool,
+    /// With --icount: the virtual CPUs take turns of at most this many microseconds all together. Without it
+    /// they end at the next timer, and an interrupt waits up to a millisecond for its CPU's turn
+    #[arg(long, value_name = "US", requires = "icount", value_parser = clap::value_parser!(u32).range(5..=1000))]
+    pub turn: Option<u32>,
     /// Seconds of real time after which the guest is stopped
     #[arg(long, value_name = "S", default_value_t = 300)]
     pub timeout: u64,
@@ -120,6 +124,14 @@ mod tests {
         assert_eq!(cli.run.command, ["fetch", "--smp", "8"]);
         assert!(Cli::try_parse_from(["vm", "--smp", "4"]).is_err());
         assert!(matches!(Cli::parse_from(["vm", "fetch", "6.18"]).task, Some(Task::Fetch { .. })));
+    }
+
+    #[test]
+    fn turns_are_for_a_clock_that_counts_instructions() {
+        let cli = Cli::parse_from(["vm", "--icount", "--turn", "25", "--", "x"]);
+        assert_eq!(cli.run.turn, Some(25));
+        assert!(Cli::try_parse_from(["vm", "--turn", "25", "--", "x"]).is_err());
+        assert!(Cli::try_parse_from(["vm", "--icount", "--turn", "1", "--", "x"]).is_err());
     }
 
     #[test]

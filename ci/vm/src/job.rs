@@ -29,6 +29,8 @@ pub struct Job {
     pub cwd: String,
     /// Kernel modules, paths in the guest, in the order in which they have to be loaded.
     pub modules: Vec<String>,
+    /// Microseconds that the turns of the virtual CPUs may take, see `guest/turns.rs`.
+    pub turn_us: Option<u32>,
     /// Whether to send signs of life.
     pub heartbeat: bool,
 }

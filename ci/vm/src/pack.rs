@@ -54,6 +54,7 @@ pub fn pack(options: &Run, kernel: &Kernel, heartbeat: bool) -> Result<Packed> {
         env: environment(options),
         cwd: env::current_dir()?.to_string_lossy().into_owned(),
         modules,
+        turn_us: options.turn,
         heartbeat,
     };
     image.bytes(job::PATH, toml::to_string(&job)?, 0o600);

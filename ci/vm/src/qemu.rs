@@ -58,6 +58,8 @@ pub struct Machine<'a> {
     pub initrd: OwnedFd,
     /// The rate of the processor's time stamp counter.
     pub tsc_khz: u64,
+    /// Whether the guest shortens the turns of its CPUs, see `guest/turns.rs`.
+    pub turns: bool,
     /// Where the kernel log goes.
     pub log: File,
     /// More words for the kernel's command line.
@@ -109,6 +111,9 @@ impl Machine<'_> {
                 &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-rtc", "clock=vm"]
             }
         });
+        if self.turns {
+            qemu.args(["-device", "i6300esb", "-action", "watchdog=none"]);
+        }
         qemu.arg("-kernel").arg(self.kernel);
         qemu.args(["-append", &self.command_line()]);
         keep_open(&self.initrd)?;

@@ -77,6 +77,7 @@ fn boot(options: &Run, kernel: &Kernel, accel: Accel) -> Result<(Verdict, PathBu
         kernel: &kernel.image()?,
         initrd: packed.initrd,
         tsc_khz: early.khz(),
+        turns: options.turn.is_some(),
         log: File::create(&log).with_context(|| log.display().to_string())?,
         append: options.append.as_deref().unwrap_or_default(),
     }

@@ -5,13 +5,15 @@ use libtest_mimic::Trial;
 use crate::load::Load;
 use crate::polity::{Foreground, polity, status};
 use crate::snapshot::sched_ext;
-use crate::trial::{eventually, sched_ext_trial};
+use crate::trial::{campaigns, eventually, sched_ext_trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
     vec![
         sched_ext_trial("ejected::run_exits_4", run_exits_4),
         sched_ext_trial("ejected::status_says_so", status_says_so),
+        sched_ext_trial("ejected::without_a_record", without_a_record)
+            .with_ignored_flag(!campaigns() || sched_ext().is_none()),
     ]
 }
 
@@ -50,4 +52,17 @@ fn status_says_so() {
         polity(&["detach", "schedulers/stall"]).ok();
     }
     assert_eq!(status("schedulers/stall"), None);
+}
+
+/// One that keeps no record of its end: what the kernel's log says is told.
+fn without_a_record() {
+    let mut run = Foreground::spawn(&["/policies/mute"]);
+    let load = Load::cpu();
+    let status = run.wait();
+    drop(load);
+    let said = run.said();
+    assert_eq!(status, 4, "{said}");
+    assert!(said.contains("the kernel ejected schedulers/mute"), "{said}");
+    assert!(said.contains("runnable task stall"), "{said}");
+    assert_eq!(sched_ext().as_deref(), Some("disabled"));
 }

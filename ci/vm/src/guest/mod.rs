@@ -2,6 +2,7 @@
 
 mod mounts;
 mod streams;
+mod turns;
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -60,6 +61,9 @@ fn run(status: &mut fs::File) -> Result<Report> {
         rustix::system::init_module(&image, c"")
             .with_context(|| format!("cannot load the module {module}"))?;
         fs::remove_file(module)?;
+    }
+    if let Some(us) = job.turn_us {
+        turns::shorten(us).context("cannot shorten the turns of the CPUs")?;
     }
     let out = Relay::to(job::OUT)?;
     let err = Relay::to(job::ERR)?;

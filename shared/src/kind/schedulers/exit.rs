@@ -1,6 +1,13 @@
-//! Why the kernel took a scheduler off: what `UEI_RECORD` keeps in its `ops.exit`.
+//! Why the kernel took a scheduler off: what `UEI_RECORD` keeps in its `ops.exit`, or, of one that keeps
+//! nothing, what the kernel's log has.
+
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 
 use libbpf_rs::MapCore;
+use libbpf_rs::query::LinkTypeInfo;
+use rustix::fs::OFlags;
 
 use crate::error::Result;
 use crate::layout::Layout;
@@ -53,6 +60,49 @@ impl std::fmt::Display for ExitRecord {
             ("", _) => write!(f, "exit kind {}", self.kind),
             (reason, "") => f.write_str(reason),
             (reason, message) => write!(f, "{reason} ({message})"),
+        }
+    }
+}
+
+/// Whether a scheduler is still registered, although the kernel runs its own: the map of a link that
+/// somebody detached is no longer known.
+pub fn is_registered(live: &Live) -> bool {
+    let holds = |info: &LinkTypeInfo| matches!(info, LinkTypeInfo::StructOps(o) if o.map_id != 0);
+    live.links().iter().any(|(_, link)| holds(&link.info))
+}
+
+/// What the kernel's log says of the end of the scheduler that it knows as `ops`.
+pub fn logged(ops: &str) -> Option<String> {
+    // What follows these words is the kernel's own wording.
+    let (end, more) = (format!("BPF scheduler \"{ops}\" disabled"), format!("sched_ext: {ops}: "));
+    let mut why: Option<String> = None;
+    for line in kernel_log() {
+        if let Some((_, reason)) = line.split_once(&end) {
+            why = Some(reason.trim().trim_start_matches('(').trim_end_matches(')').to_owned());
+        } else if let (Some(why), Some((_, message))) = (&mut why, line.split_once(&more)) {
+            why.push_str(&format!(" ({message})"));
+        }
+    }
+    why.filter(|w| !w.is_empty())
+}
+
+/// The lines of the kernel's log, oldest first.
+fn kernel_log() -> Vec<String> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
+    let Ok(mut log) = options.open("/dev/kmsg") else { return Vec::new() };
+    let (mut lines, mut record) = (Vec::new(), [0; 8192]);
+    loop {
+        match log.read(&mut record) {
+            // One record at a time: facts, a semicolon, and the line.
+            Ok(n) if n > 0 => {
+                let text = String::from_utf8_lossy(&record[..n]);
+                let line = text.split_once(';').map_or("", |(_, line)| line);
+                lines.extend(line.lines().next().map(str::to_owned));
+            }
+            // Overwritten while we read: on with the next.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+            _ => return lines,
         }
     }
 }

@@ -32,6 +32,9 @@ struct Progress {
     old: u32,
     /// How to bring the old one back; none when the kernel's own gives way.
     recipe: Option<Recipe>,
+    /// The longest that a task waited, once that is known.
+    #[serde(default)]
+    gap_us: Option<u64>,
 }
 
 impl Progress {
@@ -42,7 +45,7 @@ impl Progress {
         }
         let record = &swap.journal.record;
         let progress = if is_kernel(&record.from) {
-            Self { old: 0, recipe: None }
+            Self { old: 0, recipe: None, gap_us: None }
         } else {
             let old = swap.old()?;
             if let Condition::Ejected(why) = old.kind()?.condition(&old) {
@@ -53,7 +56,7 @@ impl Progress {
                 .hint("detach it, and attach the other")
                 .into());
             }
-            Self { old: old.id, recipe: Some(Recipe::of(&old)) }
+            Self { old: old.id, recipe: Some(Recipe::of(&old)), gap_us: None }
         };
         progress.save(swap)?;
         Ok(progress)
@@ -133,13 +136,17 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
     let mut report = Report { retired: true, ..Report::default() };
     let mut said = format!("swapped {} for {to}", swap.journal.record.from);
     let result = match new {
-        // The one before us was killed within the probation, and the gap with it.
+        // The one before us was killed within the probation, or just before it could note the gap.
         Some(_) => Ok(()),
-        None => exchange(swap, old).map(|gap_us| {
-            said.push_str(&format!("; no task waited longer than {gap_us} us"));
-            report.gap_us = gap_us;
+        None => exchange(swap, old).and_then(|gap_us| {
+            progress.gap_us = Some(gap_us);
+            progress.save(swap)
         }),
     };
+    report.gap_us = progress.gap_us;
+    if let Some(gap_us) = progress.gap_us {
+        said.push_str(&format!("; no task waited longer than {gap_us} us"));
+    }
     if let Err(e) = result.and_then(|()| probation(swap, &progress)) {
         progress.restore(swap, twin)?;
         return Err(e);

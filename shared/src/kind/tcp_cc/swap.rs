@@ -221,7 +221,7 @@ impl<'a, 'b> Work<'a, 'b> {
             progress.pass += 1;
         }
         let iterators = Iterators::load()?;
-        let mut report = Report::default();
+        let mut report = Report { gap_us: Some(0), ..Report::default() };
         if !record.aborting {
             report.sockets.moved = record.moved;
         }
