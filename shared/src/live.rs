@@ -111,9 +111,8 @@ pub struct Live {
 /// Not root.
 pub fn all() -> Result<Vec<Live>> {
     let mut register = Register::default();
-    register.update()?;
-    let shown = register.shown();
-    Ok(register.known.into_iter().zip(shown).filter_map(|(l, shown)| shown.then_some(l)).collect())
+    let shown: Vec<u32> = register.look()?.iter().map(|l| l.id).collect();
+    Ok(register.known.into_iter().filter(|l| shown.contains(&l.id)).collect())
 }
 
 /// The policies in the kernel, for those who look again and again: which maps are records is learned
@@ -136,8 +135,7 @@ impl Register {
     /// Not root.
     pub fn look(&mut self) -> Result<Vec<&Live>> {
         self.update()?;
-        let shown = self.shown();
-        Ok(self.known.iter().zip(shown).filter_map(|(l, shown)| shown.then_some(l)).collect())
+        Ok(self.known.iter().filter(|l| self.is_shown(l)).collect())
     }
 
     fn update(&mut self) -> Result<()> {
@@ -172,17 +170,12 @@ impl Register {
         Ok(())
     }
 
-    /// Which of those that are known are policies in force.
-    fn shown(&self) -> Vec<bool> {
-        let is_shown = |live: &Live| {
-            // One that is being attached, or the other version of one that is being upgraded.
-            let is_held = live.meta.pid.is_some();
-            // A record that was just replaced lingers until the kernel has freed it.
-            let is_old =
-                |other: &Live| other.folder.is_some() && other.meta.policy == live.meta.policy;
-            live.folder.is_some() || is_held && !self.known.iter().any(is_old)
-        };
-        self.known.iter().map(is_shown).collect()
+    /// Whether one that is known is a policy in force: not one that is being attached, nor the other
+    /// version of one that is being upgraded, nor a record that was just replaced and lingers until the
+    /// kernel has freed it.
+    fn is_shown(&self, live: &Live) -> bool {
+        let is_new = |other: &Live| other.folder.is_some() && other.meta.policy == live.meta.policy;
+        live.folder.is_some() || live.meta.pid.is_some() && !self.known.iter().any(is_new)
     }
 }
 

@@ -82,7 +82,8 @@ fn what_is_wrong_is_shown_with_its_line() {
 #[test]
 fn schemas_name_every_key() {
     let text = desired::schema().to_string();
-    let tables = ["schedulers", "tcp-cc", "lsm", "fallback", "retry", "guard", "above", "for"];
+    let tables =
+        ["schedulers", "tcp-cc", "lsm", "fallback", "retry", "guard", "above", "for", "migrate"];
     let rules = ["deny", "mmap-exec", "glob", "fstype", "subject", "not", "ENOSYS", "expect"];
     for key in tables.into_iter().chain(rules) {
         assert!(text.contains(&format!("\"{key}\"")), "{key}\n{text}");

@@ -5,13 +5,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
 use crate::killed::number;
-use crate::polity::{binary, polity, run};
+use crate::polity::{Background, binary, polity, run};
 use crate::trial::{eventually, full, full_or, has_lsm, trial_in_turn};
 use crate::yard::{Yard, at, file, read};
 
@@ -47,13 +47,13 @@ pub fn is_try() -> bool {
 }
 
 /// Such a process.
-struct Tries(Child, PathBuf);
+struct Tries(Background, PathBuf);
 
 impl Tries {
     fn start(path: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         let child = command.env(TRY, path).stdin(Stdio::null()).spawn().unwrap();
-        let tries = Self(child, path.to_owned());
+        let tries = Self(Background(child), path.to_owned());
         eventually("tries are made", || tries.count() > 0);
         tries
     }
@@ -66,13 +66,6 @@ impl Tries {
     #[track_caller]
     fn assert_none(&mut self, when: &str) {
         assert!(self.0.try_wait().unwrap().is_none(), "{:?} was allowed, {when}", self.1);
-    }
-}
-
-impl Drop for Tries {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -1,6 +1,7 @@
 //! The program under test.
 
 use std::io::{BufRead, BufReader};
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -85,7 +86,7 @@ pub fn status(policy: &str) -> Option<Value> {
 
 /// `polity run` in the background.
 pub struct Foreground {
-    child: Child,
+    child: Background,
     said: Arc<Mutex<String>>,
 }
 
@@ -119,7 +120,7 @@ impl Foreground {
                 into.lock().unwrap().push_str(&format!("{line}\n"));
             }
         });
-        Self { child, said }
+        Self { child: Background(child), said }
     }
 
     /// What it wrote to stderr so far.
@@ -158,11 +159,27 @@ impl Foreground {
     }
 }
 
-impl Drop for Foreground {
+/// A process that ends with the value at the latest, for a test may fail on its way.
+pub struct Background(pub Child);
+
+impl Deref for Background {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Background {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Background {
     fn drop(&mut self) {
-        // A test that failed on its way.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::load::{Load, extra};
-use crate::polity::{Foreground, binary, kill, polity, sh, status};
+use crate::polity::{Background, Foreground, binary, kill, polity, sh, status};
 use crate::snapshot::{default, sched_ext, scheduler};
 use crate::trial::{campaigns, eventually, full, sched_ext_trial, steady, trial};
 
@@ -30,14 +30,14 @@ const FILE: &str = "/tmp/serve.toml";
 const SOCKET: &str = "/run/polity.sock";
 
 /// `polity serve` in the background.
-struct Serve(Child);
+struct Serve(Background);
 
 impl Serve {
     /// Starts it with this file and waits until it has applied that.
     fn start(text: &str) -> Self {
         fs::write(FILE, text).unwrap();
         let child = Command::new(binary()).args(["serve", FILE]).stdout(Stdio::null()).spawn();
-        let mut serve = Self(child.unwrap());
+        let mut serve = Self(Background(child.unwrap()));
         eventually("polity serve answers", || {
             assert!(serve.0.try_wait().unwrap().is_none(), "it ended");
             supervised() > 0 || text.is_empty()
@@ -48,13 +48,6 @@ impl Serve {
     fn end(mut self, signal: Signal) {
         kill(self.0.id(), signal);
         self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Serve {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -3,14 +3,14 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::load::{extra, is_guarded};
-use crate::polity::{binary, polity};
+use crate::polity::{Background, binary, polity};
 use crate::trial::{campaigns, eventually, full_or, trial};
 
 /// The tests.
@@ -107,7 +107,7 @@ fn history() {
 }
 
 /// `polity events -f` in the background: what it has printed so far.
-struct Follower(Child, Arc<Mutex<Vec<Value>>>);
+struct Follower(Background, Arc<Mutex<Vec<Value>>>);
 
 impl Follower {
     fn start() -> Self {
@@ -120,18 +120,11 @@ impl Follower {
                 into.lock().unwrap().push(serde_json::from_str(&line).unwrap());
             }
         });
-        Self(child, events)
+        Self(Background(child), events)
     }
 
     fn count(&self) -> usize {
         self.1.lock().unwrap().len()
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

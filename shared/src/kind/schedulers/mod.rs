@@ -114,15 +114,15 @@ impl Kind for Schedulers {
     fn condition(&self, live: &Live) -> Condition {
         match ExitRecord::of(live) {
             Some(exit) if exit.is_ejected() => Condition::Ejected(exit.to_string()),
-            None if state().as_deref() == Some("disabled") && exit::is_registered(live) => {
+            _ if state().as_deref() != Some("disabled") => Condition::Attached,
+            None if exit::is_registered(live) => {
                 let name = ops_name(&live.meta.manifest.policy.name);
                 let why = exit::logged(&name);
                 Condition::Ejected(why.unwrap_or_else(|| "it keeps no exit record".into()))
             }
-            _ if state().as_deref() == Some("disabled") => Condition::Detached(
+            _ => Condition::Detached(
                 "the kernel runs its own scheduler although this one is attached".into(),
             ),
-            _ => Condition::Attached,
         }
     }
 
