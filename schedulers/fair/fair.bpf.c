@@ -38,7 +38,10 @@ s32 BPF_STRUCT_OPS(fair_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 	s32 cpu, victim;
 	u32 id;
 
-	cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);
+	cpu = wake_flags & SCX_WAKE_FORK ? last_idle(p, prev_cpu) : -1;
+	idle = cpu >= 0;
+	if (!idle)
+		cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);
 	t = task_of(p);
 	if (t)
 		t->woke = p->se.sum_exec_runtime;

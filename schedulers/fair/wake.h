@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* A task wakes and no CPU is idle: whose CPU may it take? */
+/* A task starts or wakes: which CPU went idle last, and if none is idle, whose may it take? */
 #ifndef __FAIR_WAKE_H
 #define __FAIR_WAKE_H
 
@@ -15,6 +15,26 @@ static void kick(s32 cpu, u64 flags)
 		return;
 	stat_inc(kicks);
 	scx_bpf_kick_cpu(cpu, flags);
+}
+
+/*
+ * The CPU of prev_cpu's cache that went idle last, claimed: it is the quickest to start on, and
+ * what starts there again and again leaves the others asleep. Negative where that one is not a
+ * whole idle core.
+ */
+static s32 last_idle(const struct task_struct *p, s32 prev_cpu)
+{
+	struct fair_queue *near = queue_of(llc_of(prev_cpu));
+	s32 cpu = near ? (s32)near->idler - 1 : -1;
+	const struct cpumask *cores;
+	bool whole;
+
+	if (cpu < 0 || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
+		return -1;
+	cores = scx_bpf_get_idle_smtmask();
+	whole = bpf_cpumask_test_cpu(cpu, cores);
+	scx_bpf_put_idle_cpumask(cores);
+	return whole && scx_bpf_test_and_clear_cpu_idle(cpu) ? cpu : -1;
 }
 
 /*
