@@ -96,4 +96,21 @@ static s32 find_victim(const struct task_struct *p, const struct fair_task *t, s
 	return -1;
 }
 
+/*
+ * A task was queued: wakes a CPU for it if one is idle. It may have gone idle since
+ * select_cpu() looked, or nobody looked. One that is about to shows up as idler before it
+ * looks into the queue for the last time, so one of us sees the other.
+ */
+static void wake_one_for(const struct task_struct *p, s32 cpu)
+{
+	struct fair_queue *near = queue_of(llc_of(cpu));
+	s32 idle = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	u32 idler = near ? near->idler : 0;
+
+	if (idle < 0 && idler && bpf_cpumask_test_cpu(idler - 1, p->cpus_ptr))
+		idle = (s32)__sync_lock_test_and_set(&near->idler, 0) - 1;
+	if (idle >= 0)
+		kick(idle, SCX_KICK_IDLE);
+}
+
 #endif /* __FAIR_WAKE_H */
