@@ -65,6 +65,7 @@ static void set_limit(u32 slot, u64 period, u64 quota, u64 burst)
 {
 	struct fair_group *g = group_of(slot);
 	bool was, is = quota != UNLIMITED;
+	s32 err;
 
 	if (slot == ROOT || !g)
 		return;
@@ -72,13 +73,15 @@ static void set_limit(u32 slot, u64 period, u64 quota, u64 burst)
 	if (!was && !is)
 		return;
 	if (is) {
+		err = bpf_timer_init(&g->timer, &groups, CLOCK_MONOTONIC);
+		/* Without a timer nobody would ever look after those who wait. */
+		if (err && err != -EBUSY)
+			return;
+		bpf_timer_set_callback(&g->timer, unthrottle);
 		g->since = bpf_ktime_get_ns();
 		g->period = period * NSEC ?: 1;
 		g->burst = burst * NSEC;
 		g->budget = quota * NSEC;
-		/* Fails where it was done before. */
-		bpf_timer_init(&g->timer, &groups, CLOCK_MONOTONIC);
-		bpf_timer_set_callback(&g->timer, unthrottle);
 	}
 	g->quota = is ? quota * NSEC : 0;
 	if (!was)
