@@ -1,13 +1,15 @@
-//! What locks rules and is killed on the way.
+//! What locks rules and is killed on the way, and the supervisor that locks.
 
-use std::fs;
-use std::process::Command;
+use std::fs::{self, File};
+use std::io::Read;
+use std::process::{Command, Stdio};
 
 use libtest_mimic::Trial;
+use rustix::process::Signal;
 
 use crate::file_lock::{Open, RULES, rules, unlock};
-use crate::polity::{binary, polity, run, status};
-use crate::trial::{full, has_lsm, trial};
+use crate::polity::{Background, binary, kill, polity, run, status};
+use crate::trial::{eventually, full, has_lsm, trial};
 use crate::yard::{POLICY, Yard, at, denied, file, read, write};
 
 /// The tests.
@@ -16,6 +18,17 @@ pub fn trials() -> Vec<Trial> {
         return Vec::new();
     }
     vec![trial("file_locked::killed_before", killed_before)]
+}
+
+/// The very last of a guest, for only a reboot unlocks it.
+pub fn last() -> Vec<Trial> {
+    if !has_lsm() || !full() {
+        return Vec::new();
+    }
+    vec![Trial::test("file_locked::by_serve", || {
+        by_serve();
+        Ok(())
+    })]
 }
 
 /// `BPF_LINK_CREATE`, and `BPF_PROG_TEST_RUN`, by which the lock turns.
@@ -67,4 +80,44 @@ fn killed_before() {
     eprintln!("file_locked: killed {kills} times between the last link and the lock");
     polity(&["detach", POLICY]).ok();
     drop(yard);
+}
+
+/// What `serve` locks nobody unlocks, be it dead or alive: its log has no secret.
+fn by_serve() {
+    let _yard = Yard::new();
+    file("vault/x");
+    let wanted = rules("serve", RULES);
+    let serve = || {
+        let mut command = Command::new(binary());
+        command.args(["serve", &wanted]).stdin(Stdio::null()).stdout(Stdio::null());
+        Background(command.stderr(Stdio::piped()).spawn().unwrap())
+    };
+    let holds = |when: &str| {
+        assert_eq!(state(), "closed", "{when}");
+        assert!(read(at("vault/x")).is_err() && write(at("vault/x")).is_err(), "{when}");
+        polity(&["detach", POLICY]).fails(1, &["is locked"]);
+        let other = RULES.replace("\"write\", ", "");
+        polity(&["apply", &rules("other", &other)]).fails(1, &["is locked"]);
+        unlock("0123-4567-89ab-cdef-0123-4567-89ab-cdef").fails(1, &["not the secret"]);
+        denied(read(at("vault/x")));
+    };
+    let mut first = serve();
+    eventually("serve locks", || status(POLICY).is_some() && state() == "closed");
+    holds("while it runs");
+    assert!(File::open(format!("/proc/{}/mem", first.id())).is_err(), "its memory can be read");
+    kill(first.id(), Signal::KILL);
+    first.wait().unwrap();
+    holds("once it is dead");
+    let mut said = String::new();
+    first.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("only a reboot unlocks it"), "{said}");
+    let digits = |word: &str| word.chars().filter(char::is_ascii_hexdigit).count() >= 32;
+    assert!(!said.split_whitespace().any(digits), "{said}");
+    // The next finds what it wants, and locks nothing anew.
+    let mut next = serve();
+    eventually("another supervises it", || status(POLICY).unwrap()["supervised"] == true);
+    holds("under another");
+    kill(next.id(), Signal::TERM);
+    assert!(next.wait().unwrap().success());
+    holds("at the end");
 }

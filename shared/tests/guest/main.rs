@@ -11,6 +11,7 @@ mod campaign;
 mod catalog;
 mod cgroups;
 mod ejected;
+mod file_around;
 mod file_bypass;
 mod file_canary;
 mod file_globs;
@@ -122,6 +123,7 @@ fn all() -> Vec<Trial> {
     trials.extend(file_locked::trials());
     trials.extend(file_model::trials());
     trials.extend(file_bypass::trials());
+    trials.extend(file_around::trials());
     trials.extend(file_mounts::trials());
     trials.extend(file_preempt::trials());
     trials.extend(file_reload::trials());
@@ -141,5 +143,6 @@ fn all() -> Vec<Trial> {
     trials.extend(abuse::trials());
     trials.extend(scripts::trials());
     trials.extend(killed::trials());
+    trials.extend(file_locked::last());
     trials
 }

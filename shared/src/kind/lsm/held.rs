@@ -43,11 +43,17 @@ pub fn held(asker: &Asker) -> Result<Vec<Held>> {
     // Most maps are of the same libraries by the same programs.
     let mut known: HashMap<String, Option<u32>> = HashMap::new();
     let me = std::process::id() as i32;
-    for process in procfs::process::all_processes()?.flatten().filter(|p| p.pid != me) {
-        let Ok(caller) = Caller::of_process(process.pid) else { continue };
+    let processes =
+        fs::read_dir("/proc")?.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
+    for pid in processes {
+        let root = PathBuf::from(format!("/proc/{pid}"));
+        // Most have no program: threads of the kernel, which hold nothing.
+        let Some(exe) = fs::read_link(root.join("exe")).ok().filter(|_| pid != me) else {
+            continue;
+        };
+        let Ok(process) = procfs::process::Process::new(pid) else { continue };
+        let Ok(caller) = Caller::of_process(pid) else { continue };
         let comm = process.stat().map(|s| s.comm).unwrap_or_default();
-        let root = PathBuf::from(format!("/proc/{}", process.pid));
-        let exe = fs::read_link(root.join("exe")).unwrap_or_default();
         let group = fs::read_to_string(root.join("cgroup")).unwrap_or_default();
         let who = format!("{} {} {} {group}", caller.uid, caller.gid, exe.display());
         // The rule that denies it; a file may be gone by now.
@@ -57,7 +63,7 @@ pub fn held(asker: &Asker) -> Result<Vec<Held>> {
         };
         let mut add = |path: PathBuf, op: Op, mapped: bool, rule: Option<u32>| {
             if let Some(rule) = rule {
-                all.push(Held { pid: process.pid, comm: comm.clone(), path, mapped, op, rule });
+                all.push(Held { pid, comm: comm.clone(), path, mapped, op, rule });
             }
         };
         for fd in names(&root.join("fd")) {
