@@ -1,8 +1,8 @@
 //! What happened: one JSON object a line, only ever appended to.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ pub fn record(policy: &str, event: &str, why: &str) {
         "why": why,
         "uid": rustix::process::getuid().as_raw(),
     });
-    if let Err(e) = append(&format!("{line}\n")) {
+    if let Err(e) = append(Path::new(FILE), &line.to_string()) {
         tracing::warn!("can't write to {FILE}: {e}");
     }
 }
@@ -33,13 +33,22 @@ pub fn record_command(policy: &str, event: &str) {
     record(policy, event, &format!("polity {}", words.join(" ")));
 }
 
-fn append(line: &str) -> std::io::Result<()> {
-    let file = Path::new(FILE);
+fn append(file: &Path, line: &str) -> io::Result<()> {
     if let Some(folder) = file.parent() {
         DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
     }
-    // One write of a line to a file open for appending is never torn.
-    OpenOptions::new().append(true).create(true).mode(0o640).open(file)?.write_all(line.as_bytes())
+    let mut file =
+        OpenOptions::new().read(true).append(true).create(true).mode(0o640).open(file)?;
+    // A full disk takes half a line, and what comes after that must not become part of it.
+    let length = file.metadata()?.len();
+    let mut last = [b'\n'];
+    file.read_exact_at(&mut last, length.saturating_sub(1)).or_else(|e| match length {
+        0 => Ok(()),
+        _ => Err(e),
+    })?;
+    let start = if last == *b"\n" { "" } else { "\n" };
+    // One write of a line to a file open for appending is never torn by another.
+    file.write_all(format!("{start}{line}\n").as_bytes())
 }
 
 /// All lines that can be understood, the oldest first.
@@ -47,15 +56,39 @@ fn append(line: &str) -> std::io::Result<()> {
 /// # Errors
 /// Not allowed to read it.
 pub fn read() -> Result<Vec<Value>> {
-    let file = match std::fs::File::open(FILE) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => {
-            return Err(Error::failed(format!("can't read {FILE}: {e}"))
-                .hint("run it with sudo")
-                .into());
+    let failed = |e| Error::failed(format!("can't read {FILE}: {e}")).hint("run it with sudo");
+    match fs::read(FILE) {
+        Ok(bytes) => Ok(understood(&bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(failed(e).into()),
+    }
+}
+
+/// The lines that are records; whatever else a crash left is passed over.
+fn understood(bytes: &[u8]) -> Vec<Value> {
+    let lines = bytes.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+    lines.filter(Value::is_object).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_line_takes_no_other_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("log/history.jsonl");
+        append(&file, r#"{"event":"a"}"#).unwrap();
+        append(&file, r#"{"event":"b"}"#).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "{\"event\":\"a\"}\n{\"event\":\"b\"}\n");
+        for torn in [&b"{\"event\":\"to"[..], b"\xff\xfe\x00", b"7"] {
+            let mut all = fs::read(&file).unwrap();
+            all.extend(torn);
+            fs::write(&file, all).unwrap();
+            append(&file, r#"{"event":"c"}"#).unwrap();
         }
-    };
-    let lines = BufReader::new(file).lines().map_while(std::result::Result::ok);
-    Ok(lines.filter_map(|line| serde_json::from_str(&line).ok()).collect())
+        let events = understood(&fs::read(&file).unwrap());
+        let events: Vec<_> = events.iter().map(|l| l["event"].as_str().unwrap()).collect();
+        assert_eq!(events, ["a", "b", "c", "c", "c"]);
+    }
 }

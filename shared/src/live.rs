@@ -236,7 +236,10 @@ pub fn named(id: &str) -> Result<Option<Live>> {
 /// # Errors
 /// Exit status 1 when it is not attached.
 pub fn find(name: &str) -> Result<Live> {
-    if let Some(live) = named(name)? {
+    let folder = std::path::absolute(name).unwrap_or_default();
+    // Also where the folder that it came from is gone.
+    let is_it = |l: &Live| l.meta.policy == name || Path::new(&l.meta.origin) == folder;
+    if let Some(live) = all()?.into_iter().find(is_it) {
         return Ok(live);
     }
     let id = crate::catalog::find(name)?.id();

@@ -29,7 +29,8 @@ pub fn text() -> Result<String> {
 }
 
 /// Reads them again and again. What the text looks like is worked out once, and again only when there
-/// is another policy or another key; else only the numbers are read and written.
+/// is another policy or another key; else only the numbers are read and written. The maps of the
+/// statistics stay open from one time to the next, so those of a policy that went stay until then.
 #[derive(Default)]
 pub struct Scraper {
     register: Register,

@@ -20,9 +20,11 @@ pub fn run(args: &Set) -> Result<()> {
         let name = &assignment.key;
         let Some(param) = live.meta.manifest.params.get(name) else {
             let names: Vec<_> = live.meta.manifest.params.keys().map(String::as_str).collect();
-            return Err(Error::config(format!("{id} has no parameter `{name}`"))
-                .hint(format!("it has: {}", names.join(", ")))
-                .into());
+            let hint = match names.is_empty() {
+                true => format!("{id} has no parameters"),
+                false => format!("it has: {}", names.join(", ")),
+            };
+            return Err(Error::config(format!("{id} has no parameter `{name}`")).hint(hint).into());
         };
         if !param.live {
             return Err(Error::config(format!("`{name}` of {id} is fixed at load"))

@@ -76,7 +76,13 @@ impl Supervisor {
                 }
                 history::record(ALL, "reloaded", &self.file.display().to_string());
             }
-            Err(e) => history::record(ALL, "reload refused", &format!("{e:#}")),
+            Err(e) => {
+                let error = format!("{e:#}");
+                history::record(ALL, "reload refused", &error);
+                let line = error.lines().next().unwrap_or_default();
+                let words = format!("reload refused, all is as it was before: {line}");
+                self.notes.insert(ALL.to_owned(), words);
+            }
         }
         result
     }

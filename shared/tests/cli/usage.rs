@@ -62,3 +62,23 @@ fn without_root_what_touches_the_kernel_says_so() {
     let listed = outcome(Command::new("setpriv").args(nobody).args(["list", "--json"]));
     assert_eq!(listed.status, 0, "{listed:#?}");
 }
+
+/// `polity status --json >file` on a full disk must not pass for a machine with nothing attached.
+#[test]
+fn data_that_cannot_be_written_is_a_failure() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for args in [&["list"][..], &["list", "--json"], &["show", "tcp-cc/dctcp"]] {
+        let mut command = Command::new(crate::folder::binary());
+        let child = command.args(args).stdout(full.try_clone().unwrap());
+        let output = child.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let output = output.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(said, "error: can't write the output: No space left on device (os error 28)\n");
+    }
+    // Whoever has read enough is no failure.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = Command::new(crate::folder::binary()).arg("list").stdout(writer).status();
+    assert_eq!(status.unwrap().code(), Some(0));
+}

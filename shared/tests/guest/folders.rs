@@ -42,7 +42,11 @@ fn without_source() {
     fs::remove_dir_all(&folder).unwrap();
     polity(&["inspect", "tcp-cc/tune"]).ok();
     polity(&["set", "tcp-cc/tune", "step=2"]).ok();
-    polity(&["detach", "tcp-cc/tune"]).ok();
+    let list = polity(&["list", "--json"]).json();
+    let entry = list.as_array().unwrap().iter().find(|p| p["policy"] == "tcp-cc/tune").unwrap();
+    assert_eq!((&entry["attached"], &entry["source"]), (&true.into(), &folder.clone().into()));
+    polity(&["detach", &folder]).ok();
+    polity(&["detach", &folder]).fails(2, &["there is no policy"]);
     assert!(!algorithms().contains(&"bpf_tune".to_owned()));
 }
 

@@ -228,6 +228,15 @@ fn reloads_and_strangers() {
     kill(serve.0.id(), Signal::HUP);
     eventually("it refuses a bad file", || !told(before, "reload refused").is_empty());
     assert_eq!(supervised(), 1);
+    // Who only looks later learns of it too, until the file is good again.
+    let refused = || {
+        let drift = polity(&["status", "--json"]).json()["drift"].to_string();
+        drift.contains("\"*\"") && drift.contains("reload refused, all is as it was before: ")
+    };
+    eventually("status says so", refused);
+    fs::write(FILE, "[tcp-cc.reno]\n").unwrap();
+    kill(serve.0.id(), Signal::HUP);
+    eventually("status says so no more", || !refused());
     // Others than root get no word out of it, not even where they can open it.
     let stranger = || {
         // Of this one thread.
