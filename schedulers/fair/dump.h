@@ -21,6 +21,13 @@ void BPF_STRUCT_OPS(fair_dump, struct scx_dump_ctx *dctx)
 			     i < polity_nr_llcs ? i : i - polity_nr_llcs, q->depth, q->load,
 			     q->clock, q->depth ? (s64)(q->first - q->clock) : 0);
 	}
+	bpf_for(i, 1, MAX_GROUPS) {
+		struct fair_group *g = group_of(i);
+
+		if (g && g->quota)
+			scx_bpf_dump("cgroup %llu: quota=%llu period=%llu budget=%lld\n", g->id,
+				     g->quota, g->period, g->budget);
+	}
 }
 
 void BPF_STRUCT_OPS(fair_dump_task, struct scx_dump_ctx *dctx, struct task_struct *p)
@@ -31,8 +38,8 @@ void BPF_STRUCT_OPS(fair_dump_task, struct scx_dump_ctx *dctx, struct task_struc
 	if (!t)
 		return;
 	q = queue_of(t->queue);
-	scx_bpf_dump("queue=%u queued=%u weight=%u lag=%lld serial=%llu\n", t->queue, t->queued,
-		     t->weight, q ? (s64)(q->clock - t->vtime) : 0, t->serial);
+	scx_bpf_dump("queue=%u queued=%u throttled=%llu weight=%u lag=%lld serial=%llu\n",
+		     t->queue, t->queued, t->throttled, t->weight, q ? (s64)(q->clock - t->vtime) : 0, t->serial);
 }
 
 #endif /* __FAIR_DUMP_H */

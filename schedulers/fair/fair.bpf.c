@@ -9,8 +9,8 @@
  *
  * README.md tells what to expect. The parts, in the order in which they build on each other:
  * fair.h types, state.h parameters and maps, queue.h the trees, groups.h cpu.weight,
- * vtime.h who is due when, wake.h preemption, serve.h from the trees to the CPUs, machine.h
- * caches and CPUs, dump.h what an ejection report says.
+ * bandwidth.h cpu.max, vtime.h who is due when, wake.h preemption, serve.h from the trees to
+ * the CPUs, limit.h who waited for cpu.max, machine.h caches and CPUs, dump.h what an ejection report says.
  */
 #include <scx/common.bpf.h>
 #include <polity/policy.bpf.h>
@@ -24,9 +24,11 @@ UEI_DEFINE(uei);
 #include "state.h"
 #include "queue.h"
 #include "groups.h"
+#include "bandwidth.h"
 #include "vtime.h"
 #include "wake.h"
 #include "serve.h"
+#include "limit.h"
 #include "machine.h"
 #include "dump.h"
 
@@ -38,10 +40,18 @@ s32 BPF_STRUCT_OPS(fair_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 	s32 cpu, victim;
 	u32 id;
 
-	cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);
 	t = task_of(p);
-	if (t)
+	if (t) {
 		t->woke = p->se.sum_exec_runtime;
+		pay(p, t);
+		/* It will not run now, see enqueue(). */
+		if (throttled_by(p, t))
+			return prev_cpu;
+	}
+	cpu = wake_flags & SCX_WAKE_FORK ? last_idle(p, prev_cpu) : -1;
+	idle = cpu >= 0;
+	if (!idle)
+		cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);
 	if (idle) {
 		stat_inc(direct);
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_us * NSEC, 0);
@@ -67,12 +77,20 @@ s32 BPF_STRUCT_OPS(fair_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	struct fair_task *t = task_of(p);
-	s32 cpu = scx_bpf_task_cpu(p), idle;
-	struct fair_queue *q, *near;
-	u32 id, idler;
+	s32 cpu = scx_bpf_task_cpu(p);
+	struct fair_queue *q;
+	u32 id;
 
 	if (!t)
 		goto local;
+	pay(p, t);
+	if (throttle(p, t))
+		return;
+	/* It was running and nobody else wants the CPU, see keep(). */
+	if (enq_flags & SCX_ENQ_LAST) {
+		kick(cpu, 0);
+		goto local;
+	}
 	id = queue_for(t, cpu);
 	q = queue_of(id);
 	if (!q)
@@ -107,18 +125,7 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 		fallback_used = 1;
 		scx_bpf_dsq_insert(p, FALLBACK_DSQ, slice_ns(q), enq_flags);
 	}
-	/*
-	 * A CPU may have gone idle since select_cpu() looked, or nobody looked. One that is
-	 * about to shows up as idler before it looks into the queue for the last time, so
-	 * one of us sees the other.
-	 */
-	near = queue_of(llc_of(cpu));
-	idle = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
-	idler = near ? near->idler : 0;
-	if (idle < 0 && idler && bpf_cpumask_test_cpu(idler - 1, p->cpus_ptr))
-		idle = (s32)__sync_lock_test_and_set(&near->idler, 0) - 1;
-	if (idle >= 0)
-		kick(idle, SCX_KICK_IDLE);
+	wake_one_for(p, cpu);
 	return;
 local:
 	stat_inc(local);
@@ -130,8 +137,10 @@ void BPF_STRUCT_OPS(fair_dequeue, struct task_struct *p, u64 deq_flags)
 {
 	struct fair_task *t = task_of(p);
 
-	if (t)
-		t->queued = 0;
+	if (!t)
+		return;
+	t->queued = 0;
+	t->throttled = 0;
 }
 
 void BPF_STRUCT_OPS(fair_dispatch, s32 cpu, struct task_struct *prev)
@@ -229,8 +238,10 @@ void BPF_STRUCT_OPS(fair_quiescent, struct task_struct *p, u64 deq_flags)
 	if (!nr_groups)
 		return;
 	t = task_of(p);
-	if (t)
-		task_deactivate(t);
+	if (!t)
+		return;
+	pay(p, t);
+	task_deactivate(t);
 }
 
 s32 BPF_STRUCT_OPS_SLEEPABLE(fair_init_task, struct task_struct *p,
@@ -273,6 +284,8 @@ void BPF_STRUCT_OPS(fair_enable, struct task_struct *p)
 	set_affinity(p, p->cpus_ptr);
 	t->queue = queue_for(t, scx_bpf_task_cpu(p));
 	t->charged = p->se.sum_exec_runtime;
+	t->paid = t->charged;
+	t->limits = limits;
 	q = queue_of(t->queue);
 	if (q)
 		t->vtime = q->clock;
@@ -294,6 +307,7 @@ SCX_OPS_DEFINE(fair,
 	.enqueue	= (void *)fair_enqueue,
 	.dequeue	= (void *)fair_dequeue,
 	.dispatch	= (void *)fair_dispatch,
+	.tick		= (void *)fair_tick,
 	.set_cpumask	= (void *)fair_set_cpumask,
 	.set_weight	= (void *)fair_set_weight,
 	.yield		= (void *)fair_yield,
@@ -304,8 +318,10 @@ SCX_OPS_DEFINE(fair,
 	.cgroup_move	= (void *)fair_cgroup_move,
 	.cgroup_set_weight = (void *)fair_cgroup_set_weight,
 	.cgroup_set_idle = (void *)fair_cgroup_set_idle,
+	.cgroup_set_bandwidth = (void *)fair_cgroup_set_bandwidth,
 	.init_task	= (void *)fair_init_task,
 	.enable		= (void *)fair_enable,
+	.disable	= (void *)fair_disable,
 	.cpu_offline	= (void *)fair_cpu_offline,
 	.cpu_online	= (void *)fair_cpu_online,
 	.cpu_release	= (void *)fair_cpu_release,
@@ -313,6 +329,6 @@ SCX_OPS_DEFINE(fair,
 	.dump_task	= (void *)fair_dump_task,
 	.init		= (void *)fair_init,
 	.exit		= (void *)fair_exit,
-	.flags		= SCX_OPS_KEEP_BUILTIN_IDLE,
+	.flags		= SCX_OPS_KEEP_BUILTIN_IDLE | SCX_OPS_ENQ_LAST,
 	.timeout_ms	= 30000,
 	.name		= "fair");

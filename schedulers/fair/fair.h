@@ -50,6 +50,14 @@ struct fair_queue {
 	u32 idler;	/* 1 + the CPU that last found nothing in a cache's queue */
 } __attribute__((aligned(64)));
 
+/* One that waits because of its group's cpu.max: valid while serial is the task's throttled. */
+struct fair_throttled {
+	struct bpf_list_node list;
+	u64 serial;
+	u64 since;	/* when it began to wait for its next turn */
+	s32 pid;
+};
+
 struct fair_task {
 	struct fair_node __kptr *node;
 	u64 serial;	/* of the node that stands for it; starts at the time it came to us */
@@ -64,6 +72,11 @@ struct fair_task {
 	u32 tree;	/* where its node is, when it is not parked */
 	u32 has_node;	/* it was given one: parked, in a tree, or on its way */
 	u32 queued;	/* it waits: cleared by whoever dispatches it */
+	u32 limits;	/* how many limits there had been when it last paid */
+	u64 paid;	/* p->se.sum_exec_runtime up to which its groups have paid */
+	u64 throttles;	/* how often it was throttled */
+	u64 throttled;	/* the number of the time that lasts, 0 when it may run */
+	u64 throttled_since;	/* 0 once it has run */
 };
 
 struct fair_cpu {
@@ -86,6 +99,7 @@ struct fair_stats {
 	u64 preemptions;
 	u64 kicks;
 	u64 kept;
+	u64 throttled;
 	u64 depth;
 };
 

@@ -21,13 +21,22 @@
 #define ROOT		0
 
 struct fair_group {
-	struct bpf_spin_lock lock;	/* of load, and of the children's counted */
+	struct bpf_spin_lock lock;	/* of load, the children's counted, since and throttled */
 	u32 parent;
 	u32 weight;	/* cpu.weight on the scale of nice values: 100 is 1024 */
 	u32 idle;	/* cpu.idle */
 	u32 counted;	/* what the parent's load holds for it, 0 while inactive */
 	u64 load;	/* of the active tasks and groups in it */
 	u64 id;		/* of the cgroup, 0 while the slot is free */
+
+	/* cpu.max, see bandwidth.h. All in nanoseconds. */
+	u64 quota;	/* 0 without a limit */
+	u64 period;
+	u64 burst;
+	u64 since;	/* when the period began up to which the budget was filled */
+	s64 budget;
+	struct bpf_timer timer;
+	struct bpf_list_head throttled __contains(fair_throttled, list);
 };
 
 struct {
@@ -57,6 +66,14 @@ static u32 slot_of(struct cgroup *cgrp)
 	u32 *slot = bpf_cgrp_storage_get(&slots, cgrp, 0, 0);
 
 	return slot ? *slot : ROOT;
+}
+
+/* Whether the slot is the cgroup's own, not that of one above it. */
+static bool group_is(u32 slot, const struct cgroup *cgrp)
+{
+	struct fair_group *g = group_of(slot);
+
+	return slot != ROOT && g && g->id == cgrp->kn->id;
 }
 
 static u32 group_weight(const struct fair_group *g)
@@ -112,16 +129,15 @@ static void task_activate(struct fair_task *t)
 {
 	if (t->group == ROOT || t->counted)
 		return;
-	t->counted = t->weight;
-	group_add(t->group, t->counted);
+	/* A timer may do the same at the same time, see unthrottle(). */
+	group_add(t->group, (u64)t->weight - __sync_lock_test_and_set(&t->counted, t->weight));
 }
 
 static void task_deactivate(struct fair_task *t)
 {
 	if (!t->counted)
 		return;
-	group_add(t->group, -(u64)t->counted);
-	t->counted = 0;
+	group_add(t->group, -(u64)__sync_lock_test_and_set(&t->counted, 0));
 }
 
 /* The task's weight as it would be in the root, in 1/1024 of a nice value's. */
@@ -177,12 +193,11 @@ static s32 group_init(struct cgroup *cgrp, u32 weight, u32 idle)
 	return 0;
 }
 
-static void group_exit(struct cgroup *cgrp)
+static void group_exit(u32 slot)
 {
-	u32 slot = slot_of(cgrp);
 	struct fair_group *g = group_of(slot), *parent;
 
-	if (slot == ROOT || !g || g->id != cgrp->kn->id)
+	if (!g)
 		return;
 	parent = group_of(g->parent);
 	if (!parent)
@@ -197,29 +212,14 @@ static void group_exit(struct cgroup *cgrp)
 	__sync_fetch_and_sub(&nr_groups, 1);
 }
 
-/* What the kernel tells of cgroups. */
-
-void BPF_STRUCT_OPS(fair_cgroup_move, struct task_struct *p, struct cgroup *from,
-		    struct cgroup *to)
-{
-	struct fair_task *t = task_of(p);
-	u32 counted;
-
-	if (!t)
-		return;
-	counted = t->counted;
-	task_deactivate(t);
-	t->group = slot_of(to);
-	if (counted)
-		task_activate(t);
-}
+/* What the kernel tells of weights. */
 
 void BPF_STRUCT_OPS(fair_cgroup_set_weight, struct cgroup *cgrp, u32 weight)
 {
 	u32 slot = slot_of(cgrp);
 	struct fair_group *g = group_of(slot);
 
-	if (slot == ROOT || !g || g->id != cgrp->kn->id)
+	if (!g || !group_is(slot, cgrp))
 		return;
 	g->weight = weight * NICE_0_WEIGHT / 100 ?: 1;
 	group_propagate(slot);
@@ -230,25 +230,10 @@ void BPF_STRUCT_OPS(fair_cgroup_set_idle, struct cgroup *cgrp, bool idle)
 	u32 slot = slot_of(cgrp);
 	struct fair_group *g = group_of(slot);
 
-	if (slot == ROOT || !g || g->id != cgrp->kn->id)
+	if (!g || !group_is(slot, cgrp))
 		return;
 	g->idle = idle;
 	group_propagate(slot);
-}
-
-s32 BPF_STRUCT_OPS_SLEEPABLE(fair_cgroup_init, struct cgroup *cgrp,
-			     struct scx_cgroup_init_args *args)
-{
-	u32 idle = 0;
-
-	if (bpf_core_field_exists(args->sched_idle))
-		idle = args->sched_idle;
-	return group_init(cgrp, args->weight, idle);
-}
-
-void BPF_STRUCT_OPS(fair_cgroup_exit, struct cgroup *cgrp)
-{
-	group_exit(cgrp);
 }
 
 #endif /* __FAIR_GROUPS_H */

@@ -122,7 +122,7 @@ static bool serve(struct fair_queue *q, s32 cpu)
 	if (before(n->key, t->vtime) && t->queued) {
 		/* It left and came back meanwhile: to its new place. */
 		stat_inc(stale);
-	} else if (__sync_lock_test_and_set(&t->queued, 0)) {
+	} else if (__sync_lock_test_and_set(&t->queued, 0) && !throttle(p, t)) {
 		/*
 		 * Insert first, then look at the affinity. If that changes later, the
 		 * kernel has requeued the task and ignores this dispatch; if it changed
@@ -137,7 +137,7 @@ static bool serve(struct fair_queue *q, s32 cpu)
 		}
 		if (!served || is_offline(scx_bpf_task_cpu(p)))
 			kick(scx_bpf_task_cpu(p), SCX_KICK_IDLE);
-	} else {
+	} else if (!t->throttled) {
 		stat_inc(stale);
 	}
 	park(t, n);
@@ -228,6 +228,9 @@ static bool keep(struct task_struct *prev, const struct fair_queue *near,
 	if (!t || (own->depth && near->depth))
 		return false;
 	charge(prev, t);
+	pay(prev, t);
+	if (throttled_by(prev, t))
+		return false;
 	if ((near->depth && before(near->first, t->vtime)) ||
 	    (own->depth && before(own->first, t->vtime)))
 		return false;

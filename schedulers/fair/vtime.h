@@ -5,7 +5,7 @@
 
 #include "state.h"
 #include "queue.h"
-#include "groups.h"
+#include "bandwidth.h"
 
 /* sched_prio_to_weight of the kernel: the weight that each nice value has, from -20. */
 static const u32 nice_weight[40] = {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* A task wakes and no CPU is idle: whose CPU may it take? */
+/* A task starts or wakes: which CPU went idle last, and if none is idle, whose may it take? */
 #ifndef __FAIR_WAKE_H
 #define __FAIR_WAKE_H
 
@@ -15,6 +15,26 @@ static void kick(s32 cpu, u64 flags)
 		return;
 	stat_inc(kicks);
 	scx_bpf_kick_cpu(cpu, flags);
+}
+
+/*
+ * The CPU of prev_cpu's cache that went idle last, claimed: it is the quickest to start on, and
+ * what starts there again and again leaves the others asleep. Negative where that one is not a
+ * whole idle core.
+ */
+static s32 last_idle(const struct task_struct *p, s32 prev_cpu)
+{
+	struct fair_queue *near = queue_of(llc_of(prev_cpu));
+	s32 cpu = near ? (s32)near->idler - 1 : -1;
+	const struct cpumask *cores;
+	bool whole;
+
+	if (cpu < 0 || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
+		return -1;
+	cores = scx_bpf_get_idle_smtmask();
+	whole = bpf_cpumask_test_cpu(cpu, cores);
+	scx_bpf_put_idle_cpumask(cores);
+	return whole && scx_bpf_test_and_clear_cpu_idle(cpu) ? cpu : -1;
 }
 
 /*
@@ -74,6 +94,23 @@ static s32 find_victim(const struct task_struct *p, const struct fair_task *t, s
 			return cpu;
 	}
 	return -1;
+}
+
+/*
+ * A task was queued: wakes a CPU for it if one is idle. It may have gone idle since
+ * select_cpu() looked, or nobody looked. One that is about to shows up as idler before it
+ * looks into the queue for the last time, so one of us sees the other.
+ */
+static void wake_one_for(const struct task_struct *p, s32 cpu)
+{
+	struct fair_queue *near = queue_of(llc_of(cpu));
+	s32 idle = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	u32 idler = near ? near->idler : 0;
+
+	if (idle < 0 && idler && bpf_cpumask_test_cpu(idler - 1, p->cpus_ptr))
+		idle = (s32)__sync_lock_test_and_set(&near->idler, 0) - 1;
+	if (idle >= 0)
+		kick(idle, SCX_KICK_IDLE);
 }
 
 #endif /* __FAIR_WAKE_H */

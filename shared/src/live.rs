@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 
 use crate::error::{Error, Result};
 use crate::kind::{self, Kind};
+use crate::layout::Layout;
 use crate::manifest::Manifest;
 use crate::shape::Shape;
 use crate::{object, sys, tree};
@@ -122,8 +123,11 @@ pub fn all() -> Result<Vec<Live>> {
 pub struct Register {
     /// Up to here the kernel's list is known.
     last: u32,
-    /// Records that were not written yet.
-    unwritten: Vec<u32>,
+    /// The pins of records by folder: what tells each from another, and the id of its map where that
+    /// could be learned.
+    pins: BTreeMap<PathBuf, (tree::Pin, Option<u32>)>,
+    /// Records that were not written yet, and maps that could not be opened yet.
+    waiting: Vec<u32>,
     /// By name.
     known: Vec<Live>,
 }
@@ -140,34 +144,74 @@ impl Register {
 
     fn update(&mut self) -> Result<()> {
         need_root("see what is attached")?;
-        let pinned = tree::pinned();
-        let folder = |id: u32| pinned.iter().find(|(pin, _)| *pin == id).map(|(_, f)| f.clone());
+        let fresh = sys::map_ids(self.last);
+        if fresh.is_empty() && self.is_settled() {
+            return Ok(());
+        }
+        self.last = fresh.last().copied().unwrap_or(self.last);
+        self.find_pins();
+        let folders: BTreeMap<u32, &PathBuf> =
+            self.pins.iter().filter_map(|(folder, (_, id))| Some(((*id)?, folder))).collect();
         self.known.retain_mut(|live| {
-            live.folder = folder(live.id);
+            live.folder = folders.get(&live.id).copied().cloned();
             live.folder.is_some() || MapHandle::from_map_id(live.id).is_ok()
         });
-        let fresh = sys::map_ids(self.last);
-        self.last = fresh.last().copied().unwrap_or(self.last);
-        // A locked one can only be opened where it is pinned, which may come later.
-        let mut ids: Vec<u32> = pinned.iter().map(|(id, _)| *id).collect();
+        let mut ids: Vec<u32> = folders.keys().copied().collect();
         ids.retain(|id| !self.known.iter().any(|l| l.id == *id));
-        ids.extend(std::mem::take(&mut self.unwritten).into_iter().chain(fresh));
+        ids.extend(std::mem::take(&mut self.waiting).into_iter().chain(fresh));
         ids.sort_unstable();
         ids.dedup();
         for id in ids {
-            let folder = folder(id);
+            let folder = folders.get(&id).copied().cloned();
             let map = match &folder {
-                Some(folder) => tree::open(&folder.join("meta")),
-                None => MapHandle::from_map_id(id).map_err(Into::into),
+                Some(folder) => tree::open(&folder.join("meta")).ok(),
+                None => match MapHandle::from_map_id(id) {
+                    Ok(map) => Some(map),
+                    // A locked one can only be opened where it is pinned, which may come later.
+                    Err(e) if e.kind() == libbpf_rs::ErrorKind::PermissionDenied => {
+                        self.waiting.push(id);
+                        None
+                    }
+                    Err(_) => None,
+                },
             };
-            let Some(map) = map.ok().filter(|map| map.name() == META) else { continue };
+            let Some(map) = map.filter(|map| map.name() == META) else { continue };
             match Meta::from_map(&map) {
                 Some(meta) => self.known.push(Live::new(meta, folder, id)),
-                None => self.unwritten.push(id),
+                None => self.waiting.push(id),
             }
         }
+        let is_known = |id: &u32| {
+            self.known.iter().any(|l| l.id == *id || l.meta.maps.values().any(|map| map == id))
+        };
+        self.waiting.retain(|id| !is_known(id));
         self.known.sort_by(|a, b| a.meta.policy.cmp(&b.meta.policy));
         Ok(())
+    }
+
+    /// Whether nothing has changed since the last look, unless a map came: every record is known and
+    /// pinned, and by the pin that it was.
+    fn is_settled(&self) -> bool {
+        let is_same = |(folder, (pin, id)): (&PathBuf, &(tree::Pin, Option<u32>))| {
+            self.known.iter().any(|l| Some(l.id) == *id)
+                && tree::identity(&folder.join("meta")) == Some(*pin)
+        };
+        self.waiting.is_empty()
+            && self.known.iter().all(|l| l.folder.is_some())
+            && self.pins.iter().all(is_same)
+    }
+
+    /// Looks for pinned records; opens only those whose pins are new.
+    fn find_pins(&mut self) {
+        let mut before = std::mem::take(&mut self.pins);
+        for folder in tree::folders() {
+            let meta = folder.join("meta");
+            let Some(identity) = tree::identity(&meta) else { continue };
+            let known = before.remove(&folder).filter(|(was, _)| *was == identity);
+            let learn = || tree::open(&meta).and_then(|map| Ok(map.info()?.info.id)).ok();
+            let id = known.and_then(|(_, id)| id).or_else(learn);
+            self.pins.insert(folder, (identity, id));
+        }
     }
 
     /// Whether one that is known is a policy in force: not one that is being attached, nor the other
@@ -268,18 +312,14 @@ impl Live {
     }
 
     /// The bytes of a global as they are now.
-    pub fn global_bytes(
-        &self,
-        shape: &Shape,
-        name: &str,
-    ) -> Option<(Vec<u8>, crate::layout::Layout)> {
+    pub fn global_bytes<'s>(&self, shape: &'s Shape, name: &str) -> Option<(Vec<u8>, &'s Layout)> {
         let global = shape.global(name)?;
         let map = self.map(&object::map_label(&global.section))?;
         let mut value = vec![0; map.value_size() as usize];
         sys::map_lookup(&map, &0u32.to_ne_bytes(), &mut value).ok()?;
         let end = (global.offset + global.layout.size()).min(value.len());
         let bytes = value.get(global.offset..end)?.to_vec();
-        Some((bytes, global.layout.clone()))
+        Some((bytes, &global.layout))
     }
 
     /// Writes a global that is not constant; whether the value is a sound one is for the caller.

@@ -5,19 +5,17 @@
 //! the label `below`, the first value that is too large for it.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
-use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::kind::Condition;
 use crate::live::{Live, Register};
-use crate::manifest::StatType;
-use crate::stats::Reader;
+use crate::stats::{Number, Part, Reader};
 
 /// The media type of [`text`].
 pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -30,9 +28,34 @@ pub fn text() -> Result<String> {
     Scraper::default().text()
 }
 
-/// Reads them again and again.
+/// Reads them again and again. What the text looks like is worked out once, and again only when there
+/// is another policy or another key; else only the numbers are read and written.
 #[derive(Default)]
-pub struct Scraper(Register);
+pub struct Scraper {
+    register: Register,
+    sources: Vec<Source>,
+    /// Every number with the text before it.
+    lines: Vec<(String, Slot)>,
+    /// What comes after the last.
+    end: String,
+}
+
+/// A policy whose numbers are read.
+struct Source {
+    /// The id of its record.
+    id: u32,
+    reader: Reader,
+    attached: bool,
+}
+
+/// Where a number comes from.
+#[derive(Debug, Clone)]
+enum Slot {
+    /// Whether the source with this index is attached and does its work.
+    Attached(usize),
+    /// A number that the source with this index reads.
+    Number(usize, Number),
+}
 
 impl Scraper {
     /// Reads all statistics.
@@ -40,12 +63,32 @@ impl Scraper {
     /// # Errors
     /// Not root, or maps that are gone.
     pub fn text(&mut self) -> Result<String> {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(Sample::take(&self.0.look()?)?));
+        let all = self.register.look()?;
+        let mut others = !self.sources.iter().map(|s| s.id).eq(all.iter().map(|l| l.id));
+        if others {
+            let source = |l: &Live| {
+                let reader = Reader::new(l, l.shape());
+                Source { id: l.id, reader, attached: false }
+            };
+            self.sources = all.iter().map(|l| source(l)).collect();
+        }
+        for (source, live) in self.sources.iter_mut().zip(&all) {
+            others |= source.reader.read()?;
+            source.attached = live.kind().is_ok_and(|k| k.condition(live) == Condition::Attached);
+        }
+        if others || self.end.is_empty() {
+            (self.lines, self.end) = Families::of(&self.sources, &all).lines()?;
+        }
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry)
-            .map_err(|e| Error::failed(format!("can't write the metrics: {e}")))?;
-        Ok(text)
+        for (before, slot) in &self.lines {
+            let number = match slot {
+                Slot::Attached(source) => self.sources[*source].attached.into(),
+                Slot::Number(source, number) => self.sources[*source].reader.number(number),
+            };
+            // Nothing fails that writes to a String.
+            let _ = write!(text, "{before}{number}");
+        }
+        Ok(text + &self.end)
     }
 }
 
@@ -54,35 +97,45 @@ pub fn name_of(policy: &str, statistic: &str) -> String {
     format!("polity_{}_{statistic}", policy.replace(['/', '-'], "_"))
 }
 
-/// One metric.
+/// The numbers of one metric.
 #[derive(Debug)]
-struct Metric {
+struct Family {
     help: String,
     counts: bool,
-    /// Labels and value.
-    values: Vec<(Vec<(&'static str, String)>, u64)>,
+    /// Each with its labels.
+    numbers: Vec<(Vec<(&'static str, String)>, Slot)>,
 }
 
-/// What was read at one moment, by metric name.
+/// All metrics by name.
 #[derive(Debug, Default)]
-struct Sample(BTreeMap<String, Metric>);
+struct Families(BTreeMap<String, Family>);
 
-impl Sample {
-    fn take(all: &[&Live]) -> Result<Self> {
-        let mut sample = Self::default();
-        for live in all {
+impl Families {
+    /// Those of `sources`, which `all` are.
+    fn of(sources: &[Source], all: &[&Live]) -> Self {
+        let mut families = Self::default();
+        for (index, (source, live)) in sources.iter().zip(all).enumerate() {
             let policy = &live.meta.policy;
-            let on = live.kind().is_ok_and(|k| k.condition(live) == Condition::Attached);
             let help = "1 while the policy is attached and does its work";
-            sample.add("polity_attached", help, false, vec![("policy", policy.clone())], on.into());
-            let numbers = Reader::new(live, live.shape()).json()?;
-            for (name, stat) in &live.meta.manifest.stats {
-                let Some(value) = numbers.get(name) else { continue };
-                let name = name_of(policy, name);
-                sample.statistic(&name, &stat.help, stat.ty, value, &[]);
-            }
+            let labels = vec![("policy", policy.clone())];
+            families.add("polity_attached", help, false, labels, Slot::Attached(index));
+            source.reader.each(|place, number| {
+                let mut name = name_of(policy, place.stat);
+                // A record: each member counts something else.
+                place.member.iter().for_each(|member| name.extend(["_", member]));
+                let mut labels = Vec::new();
+                labels.extend(place.key.map(|key| ("key", key.to_owned())));
+                labels.extend(match place.part {
+                    Part::Total => None,
+                    Part::Cpu(cpu) => Some(("cpu", cpu.to_string())),
+                    Part::Bucket(b) => Some(("below", (1u128 << (b + 1).min(64)).to_string())),
+                });
+                let help = live.meta.manifest.stats.get(place.stat).map_or("", |s| &s.help);
+                let counts = !matches!(place.part, Part::Cpu(_));
+                families.add(&name, help, counts, labels, Slot::Number(index, number));
+            });
         }
-        Ok(sample)
+        families
     }
 
     fn add(
@@ -91,59 +144,49 @@ impl Sample {
         help: &str,
         counts: bool,
         labels: Vec<(&'static str, String)>,
-        value: u64,
+        slot: Slot,
     ) {
-        let new = || Metric { help: help.to_owned(), counts, values: Vec::new() };
-        self.0.entry(name.to_owned()).or_insert_with(new).values.push((labels, value));
+        let new = || Family { help: help.replace('\n', " "), counts, numbers: Vec::new() };
+        self.0.entry(name.to_owned()).or_insert_with(new).numbers.push((labels, slot));
     }
 
-    fn statistic(
-        &mut self,
-        name: &str,
-        help: &str,
-        ty: StatType,
-        value: &Value,
-        labels: &[(&'static str, String)],
-    ) {
-        let with = |label, text: String| [labels, &[(label, text)]].concat();
-        let number = |v: &Value| v.as_u64().unwrap_or(0);
-        if let Some(by) = value["by"].as_object() {
-            for (key, value) in by {
-                let labels = with("key", key.clone());
-                match value.get("total").or(value.get("per_cpu")) {
-                    Some(_) => self.statistic(name, help, ty, value, &labels),
-                    // A record: each member counts something else.
-                    None => value.as_object().into_iter().flatten().for_each(|(member, value)| {
-                        self.statistic(&format!("{name}_{member}"), help, ty, value, &labels);
-                    }),
+    /// Every number with the text before it, and the text after the last.
+    fn lines(self) -> Result<(Vec<(String, Slot)>, String)> {
+        let slots: Vec<Slot> =
+            self.0.values().flat_map(|f| &f.numbers).map(|(_, slot)| slot.clone()).collect();
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry)
+            .map_err(|e| Error::failed(format!("can't write the metrics: {e}")))?;
+        let (mut lines, mut before, mut slots) = (Vec::new(), String::new(), slots.into_iter());
+        for line in text.split_inclusive('\n') {
+            // All that is no comment ends in a number.
+            match line.rsplit_once(' ').filter(|_| !line.starts_with('#')) {
+                None => before.push_str(line),
+                Some((name, _)) => {
+                    before.extend([name, " "]);
+                    lines.extend(slots.next().map(|slot| (before, slot)));
+                    before = "\n".to_owned();
                 }
             }
-        } else if let Some(buckets) = value["buckets"].as_array() {
-            for (i, count) in buckets.iter().enumerate() {
-                let below = 1u128 << (i + 1).min(64);
-                self.add(name, help, true, with("below", below.to_string()), number(count));
-            }
-        } else if ty == StatType::Counter {
-            self.add(name, help, true, labels.to_vec(), number(&value["total"]));
-        } else {
-            for (cpu, value) in value["per_cpu"].as_array().into_iter().flatten().enumerate() {
-                self.add(name, help, false, with("cpu", cpu.to_string()), number(value));
-            }
         }
+        Ok((lines, before))
     }
 }
 
-impl Collector for Sample {
+/// The text with a nought for every number.
+impl Collector for Families {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::result::Result<(), fmt::Error> {
         for (name, metric) in &self.0 {
             let ty = if metric.counts { MetricType::Counter } else { MetricType::Gauge };
             let help = metric.help.trim_end_matches('.');
             let mut family = encoder.encode_descriptor(name, help, None, ty)?;
-            for (labels, value) in &metric.values {
+            for (labels, _) in &metric.numbers {
                 if labels.is_empty() {
-                    write(&mut family, metric.counts, *value)?;
+                    nought(&mut family, metric.counts)?;
                 } else {
-                    write(&mut family.encode_family(labels)?, metric.counts, *value)?;
+                    nought(&mut family.encode_family(labels)?, metric.counts)?;
                 }
             }
         }
@@ -151,13 +194,9 @@ impl Collector for Sample {
     }
 }
 
-fn write(
-    metric: &mut MetricEncoder<'_>,
-    counts: bool,
-    value: u64,
-) -> std::result::Result<(), fmt::Error> {
+fn nought(metric: &mut MetricEncoder<'_>, counts: bool) -> std::result::Result<(), fmt::Error> {
     match counts {
-        true => metric.encode_counter::<NoLabelSet, u64, f64>(&value, None),
-        false => metric.encode_gauge(&value),
+        true => metric.encode_counter::<NoLabelSet, u64, f64>(&0, None),
+        false => metric.encode_gauge(&0u64),
     }
 }

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::{Link, MapCore, MapHandle, MapType, Object, ProgramType};
@@ -83,13 +83,9 @@ impl Tree {
         for staged in children(&Path::new(ROOT).join(STAGING)) {
             clear(&staged);
         }
-        for kind in children(Path::new(ROOT)).into_iter().filter(|k| is_kind(k)) {
-            for folder in children(&kind) {
-                if !is_whole(&folder) {
-                    clear(&folder);
-                    swept.push(name_of(&folder));
-                }
-            }
+        for folder in folders().into_iter().filter(|f| !is_whole(f)) {
+            clear(&folder);
+            swept.push(name_of(&folder));
         }
         self.tidy();
         swept
@@ -236,18 +232,20 @@ pub fn replace_record(folder: &Path, record: &mut MapHandle) -> Result<()> {
     Ok(fs::rename(new, folder.join("meta"))?)
 }
 
-/// Every pinned policy: the id of its record's map, and its folder.
-pub fn pinned() -> Vec<(u32, PathBuf)> {
-    let mut all = Vec::new();
-    for kind in children(Path::new(ROOT)).into_iter().filter(|k| is_kind(k)) {
-        for folder in children(&kind) {
-            let Ok(map) = open(&folder.join("meta")) else { continue };
-            if let Ok(info) = map.info() {
-                all.push((info.info.id, folder));
-            }
-        }
-    }
-    all
+/// The folder of every pinned policy.
+pub fn folders() -> Vec<PathBuf> {
+    let kinds = children(Path::new(ROOT)).into_iter().filter(|k| is_kind(k));
+    kinds.flat_map(|kind| children(&kind)).collect()
+}
+
+/// What tells a pin from any other that ever takes its place: the inode, which is made for it, and
+/// when that last changed, should inode numbers come round.
+pub type Pin = (u64, i64, i64);
+
+/// What tells the pin at `path` from others; none where there is none.
+pub fn identity(path: &Path) -> Option<Pin> {
+    let stat = fs::symlink_metadata(path).ok()?;
+    Some((stat.ino(), stat.ctime(), stat.ctime_nsec()))
 }
 
 /// Opens a pinned map for reading: nobody gets more of one that is locked.

@@ -1,12 +1,12 @@
 //! `polity metrics`.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use tiny_http::{Header, Method, Response, Server};
+use tiny_http::{Header, Method, Request, Response, Server};
 
 use crate::cli::Metrics;
 use crate::error::{Error, Result};
@@ -84,8 +84,19 @@ pub fn answer(server: &Server) {
         if let Ok(header) = Header::from_bytes("Content-Type", answer.2) {
             response.add_header(header);
         }
-        if let Err(e) = request.respond(response) {
+        if let Err(e) = send(request, response) {
             tracing::debug!("the one who asked went away: {e}");
         }
     }
+}
+
+/// Sends an answer at once: tiny_http would in pieces, each of which wakes the one who asked.
+fn send(request: Request, response: Response<impl Read>) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    let (version, without_body) =
+        (request.http_version().clone(), *request.method() == Method::Head);
+    response.raw_print(&mut bytes, version, request.headers(), without_body, None)?;
+    let mut writer = request.into_writer();
+    writer.write_all(&bytes)?;
+    writer.flush()
 }
