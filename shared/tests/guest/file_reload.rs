@@ -128,7 +128,7 @@ fn under_fire() {
     let start = Instant::now();
     let (mut upgrades, mut of_hooks) = (0, 0);
     for n in 1..=count {
-        let hooks = if whole { n % 200 == 0 } else { n == 5 };
+        let hooks = if whole { n % 200 == 50 } else { n == 5 };
         let upgrade = whole && n % (count / 10).max(1) == 0;
         if upgrade {
             std::mem::swap(&mut program, &mut other);
