@@ -37,6 +37,22 @@ static s32 last_idle(const struct task_struct *p, s32 prev_cpu)
 	return whole && scx_bpf_test_and_clear_cpu_idle(cpu) ? cpu : -1;
 }
 
+/* The task that a CPU runs. Before 6.18 the kernel hands it out as a bare pointer, which keeps nothing. */
+static struct fair_task *running_of(struct task_struct *curr)
+{
+	struct task_struct *p;
+	struct fair_task *t;
+
+	if (bpf_ksym_exists(scx_bpf_cpu_curr))
+		return task_of(curr);
+	p = bpf_task_from_pid(curr->pid);
+	if (!p)
+		return NULL;
+	t = task_of(p);
+	bpf_task_release(p);
+	return t;
+}
+
 /*
  * May a task that wakes take this CPU at once? It must be owed a good deal more time than
  * the one that runs, which must have run for a while since it woke itself. So who sleeps a
@@ -53,7 +69,7 @@ static bool take(u32 cpu, const struct fair_task *t, u64 now)
 	/* Idle, or of a higher class? */
 	if (!c || !curr || !(curr->scx.flags & SCX_TASK_QUEUED))
 		return false;
-	victim = task_of(curr);
+	victim = running_of(curr);
 	if (!victim)
 		return false;
 	since = curr->sched_info.last_arrival;
