@@ -117,5 +117,21 @@ pub fn put(
             links.push((name, link));
         }
     }
+    #[cfg(feature = "test-kinds")]
+    if let Ok(lost) = std::env::var("POLITY_TEST_LOSE_HOOK") {
+        links.retain(|(name, _)| *name != lost);
+    }
     Ok(links)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_named_after_the_program_and_what_stands_in_it() {
+        assert_eq!((program_of("on_file_open"), stand_in("on_file_open")), ("on_file_open", None));
+        let link = "on_file_open-decide";
+        assert_eq!((program_of(link), stand_in(link)), ("on_file_open", Some("decide")));
+    }
 }
