@@ -1,0 +1,184 @@
+//! The system calls with which a command changes something, one by one: it is killed as it enters one, or
+//! one fails.
+//!
+//! What only looks is no step, nor is a call that failed on its own. strace counts the calls of each name
+//! for every thread by itself. All but what happens inside a network namespace is the main thread's; that
+//! is done by a thread that lives for it alone, and the `clone3` which starts that one stands for it,
+//! except for the first write of a default, which is found by its file.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+
+use crate::killed::{Random, number, step};
+use crate::polity::{Output, binary, kill};
+use crate::trial::full;
+
+/// What tells the Nth call of a name from others.
+pub struct Step {
+    call: String,
+    n: usize,
+    /// Beginning of the call as strace prints it.
+    what: String,
+}
+
+/// What becomes of it.
+#[derive(Clone, Copy)]
+pub enum Harm {
+    /// The process is killed as it enters the call.
+    Kill,
+    /// The call fails.
+    Fail,
+}
+
+/// What came of it.
+pub struct Harmed {
+    /// What the command gave.
+    pub output: Output,
+    /// Whether it was a call like the one that was meant: how many come before it is not always the same.
+    pub hit: bool,
+}
+
+const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+const LOG: &str = "/tmp/steps";
+const CALLS: &str =
+    "bpf,mount,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,write,clone3";
+
+/// Commands of `bpf` that change something or make something: maps (create, update, delete, freeze, batches),
+/// programs (load, run, attach, detach, bind a map), pins, BTF, links (create, update, detach), iterators, for
+/// reading from one moves sockets.
+const CHANGES: [u32; 19] = [0, 2, 3, 5, 6, 8, 9, 10, 18, 21, 22, 25, 26, 27, 28, 29, 33, 34, 35];
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}, {}", self.call, self.n, self.what)
+    }
+}
+
+impl Step {
+    /// Those of a command, which is run to its end; `serve` until it has applied its file.
+    pub fn of(args: &[&str]) -> Vec<Self> {
+        let trace = format!("trace={CALLS}");
+        run(&["-y", "-e", &trace, "-e", "raw=bpf"], args).ok();
+        all(&fs::read_to_string(LOG).unwrap())
+    }
+
+    /// Runs the command with that call harmed.
+    pub fn harm(&self, harm: Harm, args: &[&str]) -> Harmed {
+        let how = match harm {
+            Harm::Kill => "signal=KILL",
+            Harm::Fail => "error=ENOMEM",
+        };
+        let (trace, inject) =
+            (format!("trace={}", self.call), format!("inject={}:{how}:when={}", self.call, self.n));
+        let mut options = vec!["-y", "-e", &trace, "-e", "raw=bpf", "-e", &inject];
+        if self.call == "write" {
+            options.extend(["-P", SYSCTL]);
+        }
+        let output = run(&options, args);
+        let log = fs::read_to_string(LOG).unwrap();
+        let mut calls = log.lines().filter(|l| l.contains(&format!(" {}(", self.call)));
+        let met = match harm {
+            Harm::Kill => calls.next_back(),
+            Harm::Fail => calls.find(|l| l.ends_with("(INJECTED)")),
+        };
+        Harmed { output, hit: met.is_some_and(|l| l.contains(&self.what)) }
+    }
+}
+
+/// Those of a whole campaign from `POLITY_FROM` on, every `POLITY_STEP`th; else so many of them.
+pub fn chosen(steps: Vec<Step>, sample: usize, random: &mut Random) -> Vec<Step> {
+    let from = number("POLITY_FROM").unwrap_or(1) as usize;
+    let count = steps.len();
+    let mut places: HashSet<usize> = (from.saturating_sub(1)..count).step_by(step()).collect();
+    if !full() {
+        places = (0..sample).map(|_| random.below(count)).collect();
+    }
+    steps.into_iter().enumerate().filter(|(at, _)| places.contains(at)).map(|(_, s)| s).collect()
+}
+
+/// Runs a command under strace, which is its child: what is waited for and signalled is the command itself.
+fn run(options: &[&str], args: &[&str]) -> Output {
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-qq", "-o", LOG]).args(options).arg(binary()).args(args);
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = String::new();
+    for line in BufReader::new(child.stderr.take().unwrap()).lines() {
+        let line = line.unwrap();
+        if line.starts_with("serving ") {
+            kill(child.id(), Signal::TERM);
+        }
+        stderr.push_str(&line);
+        stderr.push('\n');
+    }
+    let status = child.wait().unwrap();
+    let status = status.code().or(status.signal().map(|s| 128 + s)).unwrap();
+    Output { status, stdout: String::new(), stderr }
+}
+
+/// The steps in strace's log.
+fn all(log: &str) -> Vec<Step> {
+    let (mut counts, mut met) = (HashMap::new(), HashSet::new());
+    let (mut main, mut starts, mut is_written) = (None, None, false);
+    let mut steps = Vec::new();
+    for line in log.lines() {
+        // "PID call(...) = ..."; strace pads the PID.
+        let Some((pid, text)) = line.split_once(' ') else { continue };
+        let text = text.trim_start();
+        let Some((call, args)) = text.split_once('(') else { continue };
+        if !CALLS.split(',').any(|c| c == call) {
+            continue;
+        }
+        let count: &mut usize = counts.entry((pid, call)).or_default();
+        *count += 1;
+        // The first thread that gets so far is the one that is harmed.
+        let is_first = met.insert((call, *count));
+        let step = Step { call: call.to_owned(), n: *count, what: beginning(text) };
+        if *main.get_or_insert(pid) == pid {
+            if call == "clone3" {
+                starts = Some(step);
+            } else if changes(call, args) && is_first {
+                steps.push(step);
+            }
+        } else if changes(call, args) {
+            steps.extend(starts.take());
+            if call == "write" && !is_written {
+                is_written = true;
+                steps.push(Step { n: 1, ..step });
+            }
+        }
+    }
+    steps
+}
+
+/// What has to be the same of a call for it to be the same.
+fn beginning(text: &str) -> String {
+    let end = text.find([',', ')']).unwrap_or(text.len());
+    match text.split_once('(') {
+        // Which files there are, and which descriptors, changes.
+        Some((call, _)) if call != "bpf" => format!("{call}("),
+        _ => text[..end].to_owned(),
+    }
+}
+
+fn changes(call: &str, args: &str) -> bool {
+    if args.contains(" = -1 E") {
+        return false;
+    }
+    match call {
+        "bpf" => {
+            let command = args.trim_start_matches("0x").split(',').next().unwrap_or_default();
+            // A bare 0 has no 0x before it.
+            u32::from_str_radix(command, 16).is_ok_and(|c| CHANGES.contains(&c))
+        }
+        "write" => args.contains(SYSCTL),
+        "clone3" => false,
+        _ => true,
+    }
+}
