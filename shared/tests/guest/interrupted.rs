@@ -3,7 +3,7 @@
 //! there. And `apply` with each of those calls failing: then all is as it was before.
 //!
 //! With POLITY_FULL every call, or every `POLITY_STEP`th from `POLITY_FROM` on, and 500 moments
-//! (`POLITY_MOMENTS`); else a sample by `POLITY_SEED`.
+//! (`POLITY_MOMENTS`); else two calls.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,9 +13,9 @@ use libtest_mimic::Trial;
 use crate::apply::FILE;
 use crate::hammer::Hammer;
 use crate::killed::{Random, number};
-use crate::polity::{Output, binary};
+use crate::polity::binary;
 use crate::ring::{Ring, STATES};
-use crate::steps::{Harm, chosen};
+use crate::steps::{Harm, Harmed, Step, chosen};
 use crate::trial::{campaigns, full, has_lsm, trial};
 
 /// The tests.
@@ -24,78 +24,88 @@ pub fn trials() -> Vec<Trial> {
         return Vec::new();
     }
     let random = full() || number("POLITY_MOMENTS").is_some();
+    let steps = |name: &str, command: &'static str, harm: Harm| {
+        trial(name, move || at_steps(command, harm)).with_ignored_flag(!full())
+    };
     vec![
-        trial("interrupted::a_step_fails", a_step_fails).with_ignored_flag(!campaigns()),
-        trial("interrupted::apply_at_steps", || killed("apply")).with_ignored_flag(!campaigns()),
-        trial("interrupted::serve_at_steps", || killed("serve")).with_ignored_flag(!campaigns()),
+        trial("interrupted::sample", sample).with_ignored_flag(!campaigns()),
+        steps("interrupted::a_step_fails", "apply", Harm::Fail),
+        steps("interrupted::apply_at_steps", "apply", Harm::Kill),
+        steps("interrupted::serve_at_steps", "serve", Harm::Kill),
         trial("interrupted::at_random_moments", moments).with_ignored_flag(!random),
     ]
 }
 
-/// Goes round and harms some step of every way, or all; `judge` is given what came of it, before the next
-/// `apply`.
-fn harm(command: &str, harm: Harm, judge: impl Fn(&Ring, &Output, &str) -> bool) {
+/// Harms a step of the way to the next state, and judges what is there then. Tells whether the command was cut
+/// short, and whether it was a call like the one that was meant.
+fn harmed(ring: &Ring, command: &str, harm: Harm, step: &Step) -> (bool, bool) {
+    ring.wants_next();
+    let always = ring.now().is_guarded() && ring.next().is_guarded();
+    let hammer = always.then(|| Hammer::start(1));
+    let Harmed { output, hit } = step.harm(harm, &[command, FILE]);
+    hammer.into_iter().for_each(Hammer::stop);
+    let place = format!("{command}, way {}, {step}: {output:#?}", ring.way());
+    ring.assert_order(&place);
+    // It was clearing away what was before.
+    let applied = output.stderr.contains("error: applied, but");
+    let cut_short = match (harm, output.status) {
+        (_, 0) => {
+            ring.next().assert_there(&ring.pairs, &place);
+            false
+        }
+        (Harm::Kill, 137) => true,
+        (Harm::Fail, 1 | 3) if applied => false,
+        (Harm::Fail, 1 | 3) => {
+            ring.now().assert_there(&ring.pairs, &place);
+            true
+        }
+        _ => panic!("{place}"),
+    };
+    (cut_short, hit)
+}
+
+/// Goes round, as often as there are steps, and harms one on every way.
+fn at_steps(command: &str, harm: Harm) {
+    let start = Instant::now();
     let mut ring = Ring::new();
-    let steps = ring.steps(command);
+    let steps = ring.steps(command, harm);
     let of_ways: Vec<usize> = steps.iter().map(Vec::len).collect();
-    let mut random = Random::new();
-    let mut ways: Vec<_> =
-        steps.into_iter().map(|all| chosen(all, 1, &mut random).into_iter()).collect();
-    let (mut tried, mut hits, mut cut_short) = (0, 0, 0);
+    let rehearsed = start.elapsed().as_secs_f64();
+    let mut ways: Vec<_> = steps.into_iter().map(|all| chosen(all).into_iter()).collect();
+    let (mut tried, mut hits, mut cuts) = (0, 0, 0);
     while ways.iter().any(|way| way.len() > 0) {
-        ring.wants_next();
         let Some(step) = ways[ring.way()].next() else {
+            ring.wants_next();
             ring.reach("nothing");
             continue;
         };
-        let always = ring.now().is_guarded() && ring.next().is_guarded();
-        let hammer = always.then(|| Hammer::start(1));
-        let harmed = step.harm(harm, &[command, FILE]);
-        let place = format!("way {}, {step}: {}", ring.way(), harmed.output.stderr);
-        ring.assert_order(&place);
-        cut_short += usize::from(judge(&ring, &harmed.output, &place));
-        ring.reach(&place);
+        let (cut_short, hit) = harmed(&ring, command, harm, &step);
+        let hammer =
+            (ring.now().is_guarded() && ring.next().is_guarded()).then(|| Hammer::start(1));
+        ring.reach(&format!("{command}, {step}"));
         hammer.into_iter().for_each(Hammer::stop);
-        (tried, hits) = (tried + 1, hits + usize::from(harmed.hit));
+        (tried, hits, cuts) = (tried + 1, hits + usize::from(hit), cuts + usize::from(cut_short));
         if tried % 20 == 0 {
             eprintln!("{command}: {tried} steps tried");
         }
     }
-    let what = match harm {
-        Harm::Kill => "killed",
-        Harm::Fail => "taken back",
-    };
+    let each = (start.elapsed().as_secs_f64() - rehearsed) / f64::from(tried);
     eprintln!(
-        "{command}: {tried} of {of_ways:?} steps tried, {hits} met; {what} {cut_short} times, and each time \
-         the next apply got there"
+        "{command}: {tried} of {of_ways:?} steps tried, {hits} met, {cuts} times cut short; each time the next \
+         apply got there ({rehearsed:.1} s to find them, {each:.1} s for each)"
     );
-    assert!(cut_short > 0, "no step mattered");
+    assert!(cuts > 0, "no step mattered");
     ring.end();
 }
 
-fn killed(command: &str) {
-    harm(command, Harm::Kill, |ring, output, place| {
-        assert!([0, 137].contains(&output.status), "{place}");
-        if output.status == 0 {
-            ring.next().assert_there(&ring.pairs, place);
-        }
-        output.status != 0
-    });
-}
-
-fn a_step_fails() {
-    harm("apply", Harm::Fail, |ring, output, place| {
-        assert!([0, 1, 3].contains(&output.status), "status {}, {place}", output.status);
-        let applied = output.stderr.contains("error: applied, but");
-        match output.status {
-            // It could do without that call.
-            0 => ring.next().assert_there(&ring.pairs, place),
-            // It was clearing away what was before.
-            _ if applied => {}
-            _ => ring.now().assert_there(&ring.pairs, place),
-        }
-        output.status != 0 && !applied
-    });
+/// One that fails and one killed, at calls that are found without a rehearsal.
+fn sample() {
+    let mut ring = Ring::new();
+    assert!(harmed(&ring, "apply", Harm::Fail, &Step::first_write()).0, "it could do without");
+    let nth = 1 + Random::new().below(3);
+    assert!(harmed(&ring, "serve", Harm::Kill, &Step::nth("unlink", nth)).0, "it was too late");
+    ring.reach("serve");
+    ring.end();
 }
 
 fn moments() {

@@ -9,7 +9,7 @@ use crate::load::{GUARDED, guard, is_guarded};
 use crate::polity::polity;
 use crate::snapshot::{self, default, sched_ext};
 use crate::sockets::{INIT, Pairs, Traffic};
-use crate::steps::Step;
+use crate::steps::{Harm, Step};
 
 /// A file and what holds once it is applied.
 pub struct State {
@@ -182,10 +182,10 @@ impl Ring {
     }
 
     /// Goes round with this command, and tells the steps of each way.
-    pub fn steps(&mut self, command: &str) -> Vec<Vec<Step>> {
+    pub fn steps(&mut self, command: &str, harm: Harm) -> Vec<Vec<Step>> {
         let steps = |_| {
             self.wants_next();
-            let steps = Step::of(&[command, FILE]);
+            let steps = Step::of(&[command, FILE], harm);
             self.reach(command);
             steps
         };

@@ -6,7 +6,7 @@
 //! is done by a thread that lives for it alone, and the `clone3` which starts that one stands for it,
 //! except for the first write of a default, which is found by its file.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -15,9 +15,8 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::killed::{Random, number, step};
+use crate::killed::{number, step};
 use crate::polity::{Output, binary, kill};
-use crate::trial::full;
 
 /// What tells the Nth call of a name from others.
 pub struct Step {
@@ -49,10 +48,13 @@ const LOG: &str = "/tmp/steps";
 const CALLS: &str =
     "bpf,mount,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,write,clone3";
 
-/// Commands of `bpf` that change something or make something: maps (create, update, delete, freeze, batches),
-/// programs (load, run, attach, detach, bind a map), pins, BTF, links (create, update, detach), iterators, for
-/// reading from one moves sockets.
-const CHANGES: [u32; 19] = [0, 2, 3, 5, 6, 8, 9, 10, 18, 21, 22, 25, 26, 27, 28, 29, 33, 34, 35];
+/// Commands of `bpf` whose effect may outlive the process: values of maps (update, delete, their batches),
+/// pins, programs (attach, detach, run), links (create, update, detach), iterators, for reading from one moves
+/// sockets.
+const CHANGES: [u32; 14] = [2, 3, 6, 8, 9, 10, 21, 25, 26, 27, 28, 29, 33, 34];
+/// And those that make something which only the process has until it is pinned or attached (maps, programs,
+/// BTF, freezing and binding maps): killed there is killed at the next of the others, but they may fail.
+const MAKES: [u32; 5] = [0, 5, 18, 22, 35];
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -61,11 +63,26 @@ impl fmt::Display for Step {
 }
 
 impl Step {
-    /// Those of a command, which is run to its end; `serve` until it has applied its file.
-    pub fn of(args: &[&str]) -> Vec<Self> {
+    /// The Nth call of a name by the main thread.
+    pub fn nth(call: &str, n: usize) -> Self {
+        Self { call: call.to_owned(), n, what: format!("{call}(") }
+    }
+
+    /// The first write of a namespace's default.
+    pub fn first_write() -> Self {
+        Self::nth("write", 1)
+    }
+
+    /// Those of a command that matter to this harm. The command is run to its end, `serve` until it has applied
+    /// its file.
+    pub fn of(args: &[&str], harm: Harm) -> Vec<Self> {
         let trace = format!("trace={CALLS}");
         run(&["-y", "-e", &trace, "-e", "raw=bpf"], args).ok();
-        all(&fs::read_to_string(LOG).unwrap())
+        let steps = all(&fs::read_to_string(LOG).unwrap(), harm);
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        steps.iter().for_each(|s| *counts.entry(&s.what).or_default() += 1);
+        eprintln!("{}: {} steps: {counts:?}", args.join(" "), steps.len());
+        steps
     }
 
     /// Runs the command with that call harmed.
@@ -91,15 +108,10 @@ impl Step {
     }
 }
 
-/// Those of a whole campaign from `POLITY_FROM` on, every `POLITY_STEP`th; else so many of them.
-pub fn chosen(steps: Vec<Step>, sample: usize, random: &mut Random) -> Vec<Step> {
+/// Every `POLITY_STEP`th, from the `POLITY_FROM`th on.
+pub fn chosen(steps: Vec<Step>) -> Vec<Step> {
     let from = number("POLITY_FROM").unwrap_or(1) as usize;
-    let count = steps.len();
-    let mut places: HashSet<usize> = (from.saturating_sub(1)..count).step_by(step()).collect();
-    if !full() {
-        places = (0..sample).map(|_| random.below(count)).collect();
-    }
-    steps.into_iter().enumerate().filter(|(at, _)| places.contains(at)).map(|(_, s)| s).collect()
+    steps.into_iter().skip(from.saturating_sub(1)).step_by(step()).collect()
 }
 
 /// Runs a command under strace, which is its child: what is waited for and signalled is the command itself.
@@ -123,7 +135,7 @@ fn run(options: &[&str], args: &[&str]) -> Output {
 }
 
 /// The steps in strace's log.
-fn all(log: &str) -> Vec<Step> {
+fn all(log: &str, harm: Harm) -> Vec<Step> {
     let (mut counts, mut met) = (HashMap::new(), HashSet::new());
     let (mut main, mut starts, mut is_written) = (None, None, false);
     let mut steps = Vec::new();
@@ -143,14 +155,14 @@ fn all(log: &str) -> Vec<Step> {
         if *main.get_or_insert(pid) == pid {
             if call == "clone3" {
                 starts = Some(step);
-            } else if changes(call, args) && is_first {
+            } else if changes(call, args, harm) && is_first {
                 steps.push(step);
             }
-        } else if changes(call, args) {
+        } else if changes(call, args, harm) {
             steps.extend(starts.take());
             if call == "write" && !is_written {
                 is_written = true;
-                steps.push(Step { n: 1, ..step });
+                steps.push(Step::first_write());
             }
         }
     }
@@ -167,7 +179,7 @@ fn beginning(text: &str) -> String {
     }
 }
 
-fn changes(call: &str, args: &str) -> bool {
+fn changes(call: &str, args: &str, harm: Harm) -> bool {
     if args.contains(" = -1 E") {
         return false;
     }
@@ -175,7 +187,9 @@ fn changes(call: &str, args: &str) -> bool {
         "bpf" => {
             let command = args.trim_start_matches("0x").split(',').next().unwrap_or_default();
             // A bare 0 has no 0x before it.
-            u32::from_str_radix(command, 16).is_ok_and(|c| CHANGES.contains(&c))
+            u32::from_str_radix(command, 16).is_ok_and(|c| {
+                CHANGES.contains(&c) || matches!(harm, Harm::Fail) && MAKES.contains(&c)
+            })
         }
         "write" => args.contains(SYSCTL),
         "clone3" => false,
