@@ -7,6 +7,7 @@
 //! except for the first write of a default, which is found by its file.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::env;
 use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -108,10 +109,19 @@ impl Step {
     }
 }
 
-/// Every `POLITY_STEP`th, from the `POLITY_FROM`th on.
+/// Of every sort each `POLITY_STEP`th, from the `POLITY_FROM`th on; of all sorts or of the calls in
+/// `POLITY_CALLS` (`rename,unlink`).
 pub fn chosen(steps: Vec<Step>) -> Vec<Step> {
     let from = number("POLITY_FROM").unwrap_or(1) as usize;
-    steps.into_iter().skip(from.saturating_sub(1)).step_by(step()).collect()
+    let calls = env::var("POLITY_CALLS").ok();
+    let mut met: HashMap<String, usize> = HashMap::new();
+    let mut is_chosen = |s: &Step| {
+        let count = met.entry(s.what.clone()).or_default();
+        *count += 1;
+        let named = calls.as_ref().is_none_or(|names| names.split(',').any(|n| n == s.call));
+        named && *count >= from && (*count - from).is_multiple_of(step())
+    };
+    steps.into_iter().filter(|s| is_chosen(s)).collect()
 }
 
 /// Runs a command under strace, which is its child: what is waited for and signalled is the command itself.
