@@ -77,9 +77,7 @@ impl Step {
     /// Those of a command that matter to this harm. The command is run to its end, `serve` until it has applied
     /// its file.
     pub fn of(args: &[&str], harm: Harm) -> Vec<Self> {
-        let trace = format!("trace={CALLS}");
-        run(&["-y", "-e", &trace, "-e", "raw=bpf"], args).ok();
-        let steps = all(&fs::read_to_string(LOG).unwrap(), harm);
+        let steps = all(&watch(CALLS, args), harm);
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         steps.iter().for_each(|s| *counts.entry(&s.what).or_default() += 1);
         eprintln!("{}: {} steps: {counts:?}", args.join(" "), steps.len());
@@ -122,6 +120,13 @@ pub fn chosen(steps: Vec<Step>) -> Vec<Step> {
         named && *count >= from && (*count - from).is_multiple_of(step())
     };
     steps.into_iter().filter(|s| is_chosen(s)).collect()
+}
+
+/// Runs a command to its end and gives strace's log of these calls, the arguments of `bpf` as numbers.
+pub fn watch(calls: &str, args: &[&str]) -> String {
+    let trace = format!("trace={calls}");
+    run(&["-y", "-e", &trace, "-e", "raw=bpf"], args).ok();
+    fs::read_to_string(LOG).unwrap()
 }
 
 /// Runs a command under strace, which is its child: what is waited for and signalled is the command itself.
