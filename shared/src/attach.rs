@@ -284,7 +284,7 @@ impl Attached {
     /// The same.
     pub fn detach_in(self, tree: &Tree) -> Result<()> {
         let result = self.live.kind().and_then(|kind| kind.undo(&self.live));
-        unpin(&self.live, tree);
+        let unpinned = unpin(&self.live, tree);
         history::record_command(&self.live.meta.policy, "detached");
         // The effective link goes first, as when unpinning.
         for (_, link) in self.links.into_iter().rev() {
@@ -293,14 +293,15 @@ impl Attached {
         if let Ok(kind) = self.live.kind() {
             kind.settle(&self.live);
         }
-        result
+        result.and(unpinned)
     }
 }
 
 /// Takes a pinned policy off, out of a swap too.
 ///
 /// # Errors
-/// `polity run` holds it, or what attaching changed can't be undone; it stays attached then.
+/// `polity run` holds it, or what attaching changed can't be undone; it stays attached then, and so it does
+/// where its pin can't be removed.
 pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
     take_off(live, tree)?;
     journal::forget(&live.meta.policy);
@@ -319,7 +320,7 @@ pub fn take_off(live: &Live, tree: &Tree) -> Result<()> {
         crash::keep(live, &why);
     }
     kind.undo(live)?;
-    unpin(live, tree);
+    unpin(live, tree)?;
     history::record_command(&live.meta.policy, "detached");
     kind.settle(live);
     Ok(())
@@ -332,16 +333,17 @@ pub fn take_off(live: &Live, tree: &Tree) -> Result<()> {
 pub fn remove(old: &Live, tree: &Tree) -> Result<()> {
     let kind = old.kind()?;
     kind.undo(old)?;
-    unpin(old, tree);
+    unpin(old, tree)?;
     kind.settle(old);
     Ok(())
 }
 
-fn unpin(live: &Live, tree: &Tree) {
+fn unpin(live: &Live, tree: &Tree) -> Result<()> {
     if let Some(folder) = &live.folder {
-        tree::unpin(folder, live.last_link());
+        tree::unpin(folder, live.last_link())?;
         tree.tidy();
     }
+    Ok(())
 }
 
 impl Live {

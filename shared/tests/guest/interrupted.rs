@@ -50,7 +50,7 @@ fn harmed(ring: &Ring, command: &str, harm: Harm, step: &Step) -> (bool, bool) {
     let applied = output.stderr.contains("error: applied, but");
     let cut_short = match (harm, output.status) {
         (_, 0) => {
-            ring.next().assert_there(&ring.pairs, &place);
+            ring.next().assert_reached(&ring.pairs, &place);
             false
         }
         (Harm::Kill, 137) => true,

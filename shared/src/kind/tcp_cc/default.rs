@@ -135,6 +135,11 @@ impl Undo {
         String::from_utf8(value[..end].to_vec()).ok()
     }
 
+    /// What has to come back in the initial namespace.
+    pub fn first(&self) -> Option<String> {
+        self.value(netns::all().first()?.inode)
+    }
+
     /// Records that the change has begun: what is left of it when we are killed is finished by
     /// the next command.
     ///
