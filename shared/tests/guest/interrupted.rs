@@ -45,6 +45,7 @@ fn harmed(ring: &Ring, command: &str, harm: Harm, step: &Step) -> (bool, bool) {
     let Harmed { output, hit } = step.harm(harm, &[command, FILE]);
     hammer.into_iter().for_each(Hammer::stop);
     let place = format!("{command}, way {}, {step}: {output:#?}", ring.way());
+    eprintln!("{command}, way {}, {step}: status {}", ring.way(), output.status);
     ring.assert_order(&place);
     // It was clearing away what was before.
     let applied = output.stderr.contains("error: applied, but");

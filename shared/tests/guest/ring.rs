@@ -1,6 +1,8 @@
 //! Four states that differ in all three kinds, to go round between, under connections that carry data.
 
 use std::fs;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
 
 use serde_json::{Value, json};
 
@@ -8,7 +10,7 @@ use crate::apply::{ANOTHER, FILE, actions, apply, guarded, wants};
 use crate::load::{GUARDED, guard, is_guarded};
 use crate::polity::polity;
 use crate::snapshot::{self, default, sched_ext};
-use crate::sockets::{INIT, Pairs, Traffic};
+use crate::sockets::{self, INIT, Pairs, Traffic};
 use crate::steps::{Harm, Step};
 
 /// A file and what holds once it is applied.
@@ -94,7 +96,10 @@ impl State {
     #[track_caller]
     pub fn assert_there(&self, pairs: &Pairs, after: &str) {
         assert_eq!(default(), self.algorithm, "{after}");
-        pairs.run(&self.algorithm);
+        let running = |sockets: &[TcpStream]| {
+            sockets.iter().all(|s| sockets::running(s.as_fd()) == self.algorithm)
+        };
+        assert!(running(&pairs.ends), "connections don't run {}: {after}", self.algorithm);
         pairs.listen(&self.algorithm);
         let status = polity(&["status", "--json"]).json();
         let all = status["attached"].as_array().unwrap();

@@ -270,10 +270,6 @@ pub fn restore(name: &str, undo: Option<&Undo>) -> Result<Vec<String>> {
                 }
                 continue;
             }
-            // One that we never changed, and can't look into, is left alone.
-            Err(_) if ns.name != "init" && undo.is_none_or(|u| u.value(ns.inode).is_none()) => {
-                continue;
-            }
             Err(e) => {
                 failed = Some(e.context(format!("namespace {}", ns.name)));
                 continue;
