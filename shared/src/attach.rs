@@ -234,14 +234,25 @@ fn put(tree: &Tree, mut loaded: Loaded, options: &Options, place: Place) -> Resu
     for (name, link) in &links {
         live.meta.links.insert(name.clone(), link.info()?.id);
     }
-    let mut record;
-    (record, live.meta) = live.meta.into_map()?;
-    live.id = record.info()?.info.id;
-    let object = &mut loaded.object;
-    live.folder = match place {
-        Place::Held => None,
-        Place::Pinned => Some(timing::bpf(|| tree.pin(&id, object, &mut record, &mut links))?),
-        Place::Beside => Some(tree.pin_beside(&id, object, &mut record, &mut links)?),
+    let kept = live.meta.clone().into_map().and_then(|(mut record, _)| {
+        let map = record.info()?.info.id;
+        let object = &mut loaded.object;
+        let folder = match place {
+            Place::Held => None,
+            Place::Pinned => Some(timing::bpf(|| tree.pin(&id, object, &mut record, &mut links))?),
+            Place::Beside => Some(tree.pin_beside(&id, object, &mut record, &mut links)?),
+        };
+        Ok((record, map, folder))
+    });
+    let record;
+    (record, live.id, live.folder) = match kept {
+        Ok(kept) => kept,
+        Err(e) => {
+            // Gone before anything else is put in its place.
+            drop(links);
+            loaded.kind.settle(&live);
+            return Err(e);
+        }
     };
     let switched_on =
         loaded.session.commit(&mut loaded.object).and_then(|()| loaded.session.finish(&live));
