@@ -240,14 +240,25 @@ fn put(tree: &Tree, mut loaded: Loaded, options: &Options, place: Place) -> Resu
             live.meta.programs.insert(extension.to_owned(), info.prog_id);
         }
     }
-    let mut record;
-    (record, live.meta) = live.meta.into_map()?;
-    live.id = record.info()?.info.id;
-    let object = &mut loaded.object;
-    live.folder = match place {
-        Place::Held => None,
-        Place::Pinned => Some(timing::bpf(|| tree.pin(&id, object, &mut record, &mut links))?),
-        Place::Beside => Some(tree.pin_beside(&id, object, &mut record, &mut links)?),
+    let kept = live.meta.clone().into_map().and_then(|(mut record, _)| {
+        let map = record.info()?.info.id;
+        let object = &mut loaded.object;
+        let folder = match place {
+            Place::Held => None,
+            Place::Pinned => Some(timing::bpf(|| tree.pin(&id, object, &mut record, &mut links))?),
+            Place::Beside => Some(tree.pin_beside(&id, object, &mut record, &mut links)?),
+        };
+        Ok((record, map, folder))
+    });
+    let record;
+    (record, live.id, live.folder) = match kept {
+        Ok(kept) => kept,
+        Err(e) => {
+            // Gone before anything else is put in its place.
+            drop(links);
+            loaded.kind.settle(&live);
+            return Err(e);
+        }
     };
     let switched_on =
         loaded.session.commit(&mut loaded.object).and_then(|()| loaded.session.finish(&live));
@@ -290,7 +301,7 @@ impl Attached {
     /// The same.
     pub fn detach_in(self, tree: &Tree) -> Result<()> {
         let result = self.live.kind().and_then(|kind| kind.undo(&self.live));
-        unpin(&self.live, tree);
+        let unpinned = unpin(&self.live, tree);
         history::record_command(&self.live.meta.policy, "detached");
         // The effective link goes first, as when unpinning.
         for (_, link) in self.links.into_iter().rev() {
@@ -299,14 +310,15 @@ impl Attached {
         if let Ok(kind) = self.live.kind() {
             kind.settle(&self.live);
         }
-        result
+        result.and(unpinned)
     }
 }
 
 /// Takes a pinned policy off, out of a swap too.
 ///
 /// # Errors
-/// `polity run` holds it, or what attaching changed can't be undone; it stays attached then.
+/// `polity run` holds it, or what attaching changed can't be undone; it stays attached then, and so it does
+/// where its pin can't be removed.
 pub fn detach(live: &Live, tree: &Tree) -> Result<()> {
     take_off(live, tree)?;
     journal::forget(&live.meta.policy);
@@ -325,7 +337,7 @@ pub fn take_off(live: &Live, tree: &Tree) -> Result<()> {
         crash::keep(live, &why);
     }
     kind.undo(live)?;
-    unpin(live, tree);
+    unpin(live, tree)?;
     history::record_command(&live.meta.policy, "detached");
     kind.settle(live);
     Ok(())
@@ -338,16 +350,17 @@ pub fn take_off(live: &Live, tree: &Tree) -> Result<()> {
 pub fn remove(old: &Live, tree: &Tree) -> Result<()> {
     let kind = old.kind()?;
     kind.undo(old)?;
-    unpin(old, tree);
+    unpin(old, tree)?;
     kind.settle(old);
     Ok(())
 }
 
-fn unpin(live: &Live, tree: &Tree) {
+fn unpin(live: &Live, tree: &Tree) -> Result<()> {
     if let Some(folder) = &live.folder {
-        tree::unpin(folder, live.last_link());
+        tree::unpin(folder, live.last_link())?;
         tree.tidy();
     }
+    Ok(())
 }
 
 impl Live {

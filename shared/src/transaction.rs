@@ -107,7 +107,7 @@ impl Step for Detach {
 
     fn back(&mut self, tree: &Tree) -> Result<()> {
         if live::all()?.iter().any(|l| l.id == self.live.id) {
-            return Ok(());
+            return self.live.kind()?.redo(&self.live);
         }
         let Some(again) = self.again.as_mut().filter(|_| self.taken) else {
             return Err(Error::failed(format!(

@@ -148,6 +148,8 @@ impl Tree {
         let first = links.len().saturating_sub(1);
         let (first, last) = links.split_at_mut(first);
         Self::fill(staged, object, meta, first)?;
+        // Of one that was there something may be left that could not be removed.
+        clear(place);
         fs::rename(staged, place)?;
         for (name, link) in last {
             link.pin(place.join("links").join(&*name))?;
@@ -258,11 +260,19 @@ pub fn open(path: &Path) -> Result<MapHandle> {
 }
 
 /// Unpins a policy: its links first, the effective one before all others, then the rest.
-pub fn unpin(folder: &Path, last_link: Option<&str>) {
-    if let Some(last) = last_link {
-        let _ = fs::remove_file(folder.join("links").join(last));
-    }
+///
+/// # Errors
+/// A link stays, and with it the policy, or a part of it. Other pins do nothing by themselves: the next command
+/// removes what is left of those.
+pub fn unpin(folder: &Path, last_link: Option<&str>) -> Result<()> {
+    let link = match last_link {
+        Some(last) => &folder.join("links").join(last),
+        None => folder,
+    };
+    remove(link)
+        .map_err(|e| Error::failed(format!("can't remove the pin {}: {e}", link.display())))?;
     clear(folder);
+    Ok(())
 }
 
 /// `kind/name` of a folder in the tree.
@@ -307,12 +317,14 @@ pub fn forget(path: &Path) {
 }
 
 fn clear(path: &Path) {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    if let Err(e) = removed
-        && e.kind() != io::ErrorKind::NotFound
-    {
+    if let Err(e) = remove(path) {
         tracing::warn!("can't remove {}: {e}", path.display());
     }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    removed.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 
 /// A map of one value of `size` bytes, which says what the BPF file system can't: it holds

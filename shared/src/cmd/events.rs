@@ -23,7 +23,10 @@ pub fn run(args: &Events) -> Result<()> {
     };
     let live = chosen()?;
     if !live.iter().any(|l| l.meta.maps.contains_key("events")) {
-        return Err(Error::failed("no attached policy has events").into());
+        let who = args.policy.as_ref().map_or("no attached policy has events".to_owned(), |name| {
+            format!("{name} has no events")
+        });
+        return Err(Error::failed(who).into());
     }
     if args.follow {
         return follow(&live, chosen);

@@ -1,26 +1,77 @@
 //! `polity show`.
 
+use std::path::PathBuf;
+
+use libbpf_rs::OpenObject;
 use serde_json::json;
 
 use super::print_json;
 use crate::cli::One;
 use crate::error::Result;
-use crate::{catalog, object, out, params, render};
+use crate::manifest::Manifest;
+use crate::shape::Shape;
+use crate::{catalog, live, object, out, params, render};
 
-/// Prints what a policy is, what can be set and what it counts.
+/// What is shown of a policy.
+struct Shown<'a> {
+    id: &'a str,
+    source: String,
+    manifest: &'a Manifest,
+    shape: &'a Shape,
+    programs: Vec<String>,
+    /// The manifest's place and text, for errors.
+    file: PathBuf,
+    text: &'a str,
+    object: Option<&'a OpenObject>,
+}
+
+/// Prints what a policy is, what can be set and what it counts; where its folder is gone, what the kernel keeps
+/// of it as long as it is attached.
 ///
 /// # Errors
 /// Exit status 2 for a policy that does not exist or does not fit its manifest.
 pub fn run(args: &One) -> Result<()> {
-    let policy = catalog::find(&args.policy)?;
+    let policy = match catalog::find(&args.policy) {
+        Ok(policy) => policy,
+        Err(e) => {
+            let Ok(live) = live::find(&args.policy) else { return Err(e) };
+            let shown = Shown {
+                id: &live.meta.policy,
+                source: live.meta.origin.clone(),
+                manifest: &live.meta.manifest,
+                shape: live.shape(),
+                programs: live.programs().into_iter().map(|(name, _)| name).collect(),
+                file: PathBuf::from(&live.meta.origin),
+                text: "",
+                object: None,
+            };
+            return show(&shown, args.json);
+        }
+    };
     let opened = object::open(&policy)?;
-    let manifest = &policy.manifest;
-    let known = params::known(manifest, &opened.shape, &policy.file(), &policy.text)?;
+    let name = |p: libbpf_rs::OpenProgram<'_>| p.name().to_string_lossy().into_owned();
+    let shown = Shown {
+        id: &policy.id(),
+        source: policy.origin(),
+        manifest: &policy.manifest,
+        shape: &opened.shape,
+        programs: opened.object.progs().map(name).collect(),
+        file: policy.file(),
+        text: &policy.text,
+        object: Some(&opened.object),
+    };
+    show(&shown, args.json)
+}
+
+fn show(shown: &Shown<'_>, json: bool) -> Result<()> {
+    let Shown { id, source, manifest, shape, .. } = shown;
+    let known = params::known(manifest, shape, &shown.file, shown.text)?;
     let default = |p: &params::Known<'_>| match &p.param.default {
         Some(value) => serde_json::to_value(value).unwrap_or_default(),
-        None => object::initial(&opened.object, p.global).unwrap_or_default(),
+        // What it is now may have been set.
+        None => shown.object.and_then(|o| object::initial(o, p.global)).unwrap_or_default(),
     };
-    if args.json {
+    if json {
         let params: serde_json::Map<_, _> = known
             .iter()
             .map(|k| {
@@ -31,14 +82,14 @@ pub fn run(args: &One) -> Result<()> {
             })
             .collect();
         return print_json(&json!({
-            "policy": policy.id(), "source": policy.origin(), "summary": manifest.policy.summary,
+            "policy": id, "source": source, "summary": manifest.policy.summary,
             "requires": manifest.policy.requires, "params": params, "stats": manifest.stats,
             "tables": manifest.tables,
-            "programs": opened.object.progs().map(|p| p.name().to_string_lossy().into_owned()).collect::<Vec<_>>(),
+            "programs": shown.programs,
         }));
     }
-    out::println(&format!("{}: {}", policy.id(), manifest.policy.summary));
-    out::println(&format!("source: {}", policy.origin()));
+    out::println(&format!("{id}: {}", manifest.policy.summary));
+    out::println(&format!("source: {source}"));
     if !manifest.policy.requires.is_empty() {
         out::println(&format!("needs: {}", manifest.policy.requires.join(", ")));
     }
@@ -66,7 +117,7 @@ pub fn run(args: &One) -> Result<()> {
     }
     if !manifest.tables.is_empty() {
         let rows = manifest.tables.iter().map(|(name, table)| {
-            let shape = opened.shape.map(&table.map);
+            let shape = shape.map(&table.map);
             let sides = shape.into_iter().flat_map(|m| [&m.key, &m.value]).flatten();
             let fields: Vec<_> = sides
                 .flat_map(|side| side.members())

@@ -20,6 +20,9 @@ pub fn run(args: &Stats) -> Result<()> {
         Some(name) => vec![live::find(name)?],
         None => live::all()?,
     };
+    if all.is_empty() {
+        out::eprintln("nothing is attached: `polity attach` or `polity apply` does");
+    }
     let mut readers: Vec<_> =
         all.iter().map(|l| (l, Reader::new(l, l.shape()), Vec::new())).collect();
     let Some(seconds) = args.watch else {

@@ -165,6 +165,14 @@ pub trait Kind: Sync {
         self.restore(&live.meta.policy)
     }
 
+    /// Takes back [`Kind::undo`], whether that succeeded or not: the policy stays.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn redo(&self, _live: &Live) -> Result<()> {
+        Ok(())
+    }
+
     /// Waits until the kernel has finished taking a policy off, after its links are gone.
     fn settle(&self, _live: &Live) {}
 

@@ -1,32 +1,26 @@
 //! `polity apply`: what a file says, all of it or nothing.
 
 use std::fs;
-use std::process::Command;
 
 use libbpf_rs::query::LinkInfoIter;
 use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::hammer::Hammer;
-use crate::killed::step;
 use crate::load::{GUARDED, guard, is_guarded};
-use crate::polity::{Output, binary, polity, run, status};
+use crate::polity::{Output, polity, status};
 use crate::snapshot::{Snapshot, default, sched_ext};
-use crate::trial::{full, has_lsm, trial, trial_in_turn};
+use crate::trial::{has_lsm, trial_in_turn};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
     if !has_lsm() {
         return Vec::new();
     }
-    // strace counts the calls of each thread, so only the whole campaign meets them all.
-    let whole = |test: Trial| test.with_ignored_flag(!full());
     vec![
         trial_in_turn("apply::all_kinds", all_kinds),
         trial_in_turn("apply::rules_in_place", rules_in_place),
         trial_in_turn("apply::another_build_under_fire", another_build_under_fire),
-        whole(trial("apply::a_step_fails", a_step_fails)),
-        whole(trial("apply::killed", killed)),
     ]
 }
 
@@ -170,106 +164,4 @@ fn another_build_under_fire() {
     assert!(is_guarded());
     assert_eq!(actions(&[]), []);
     polity(&["detach", "lsm/fs-deny"]).ok();
-}
-
-/// The state of the three kinds as far as it has to be the same after a failure.
-fn state() -> Vec<Value> {
-    let status = polity(&["status", "--json"]).json();
-    let attached = status["attached"].as_array().unwrap().iter();
-    attached
-        .map(|a| {
-            serde_json::json!([
-                a["policy"],
-                a["params"],
-                a["detail"]["rules"],
-                a["state"],
-                default()
-            ])
-        })
-        .collect()
-}
-
-/// From one state to another that differs in every policy, with a `bpf` call failing on the way.
-fn a_step_fails() {
-    guard("lsm/fs-deny");
-    let first = format!("{}[tcp-cc.dctcp]\ndefault = true\n", guarded());
-    let second =
-        format!("{}{ANOTHER}[tcp-cc.reno]\ndefault = true\n{}", guarded(), scheduler("fifo"));
-    let calls = rehearse(&first, &second);
-    let before = state();
-    let mut failed = 0;
-    for n in points(calls, 1) {
-        let inject = format!("inject=bpf:error=ENOMEM:when={n}");
-        let output = strace(&inject);
-        if output.status == 0 || output.stderr.contains("error: applied, but") {
-            // It could do without that call, or it was clearing away what was before.
-            apply().ok();
-            assert_eq!(actions(&[]), []);
-            assert_eq!(default(), "bpf_reno");
-            wants(&first);
-            apply().ok();
-            wants(&second);
-        } else {
-            failed += 1;
-            assert_eq!(state(), before, "bpf call {n} failed: {output:#?}");
-            assert!(is_guarded());
-        }
-    }
-    assert!(failed > 0, "no call mattered");
-    polity(&["detach", "--all"]).ok();
-}
-
-/// Killed on the way: the next apply gets there, and the rules hold throughout.
-fn killed() {
-    guard("lsm/fs-deny");
-    let first = format!("{}[tcp-cc.reno]\ndefault = true\n", guarded());
-    let second = format!("{}{ANOTHER}[tcp-cc.dctcp]\ndefault = true\n", guarded());
-    let calls = rehearse(&first, &second);
-    let hammer = Hammer::start(1);
-    for n in points(calls, 2) {
-        let output = strace(&format!("inject=bpf:signal=KILL:when={n}"));
-        assert!([0, 137].contains(&output.status), "{output:#?}");
-        apply().ok();
-        assert_eq!(default(), "bpf_dctcp", "killed at bpf call {n}");
-        assert_eq!(status("lsm/fs-deny").unwrap()["detail"]["rules"], 2);
-        wants(&first);
-        apply().ok();
-        assert_eq!(default(), "bpf_reno");
-        wants(&second);
-    }
-    hammer.stop();
-    polity(&["detach", "--all"]).ok();
-}
-
-/// Goes from `first` to `second` and back, and says which of the `bpf` calls on the way attach
-/// something.
-fn rehearse(first: &str, second: &str) -> Vec<usize> {
-    wants(first);
-    apply().ok();
-    wants(second);
-    let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "-o", "/tmp/calls", "-e", "trace=bpf", "-e", "raw=bpf"]);
-    run(command.arg(binary()).args(["apply", FILE])).ok();
-    wants(first);
-    apply().ok();
-    wants(second);
-    let calls = fs::read_to_string("/tmp/calls").unwrap();
-    let calls = calls.lines().enumerate();
-    // BPF_LINK_CREATE
-    calls.filter(|(_, call)| full() || call.contains("bpf(0x1c,")).map(|(i, _)| i + 1).collect()
-}
-
-fn strace(inject: &str) -> Output {
-    let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=bpf", "-e", inject]);
-    run(command.arg(binary()).args(["apply", FILE]))
-}
-
-/// Calls to try: all of them, or some at equal distances, the last one among them.
-fn points(calls: Vec<usize>, wanted: usize) -> Vec<usize> {
-    assert!(calls.len() >= wanted, "{calls:?}");
-    match full() {
-        true => calls.into_iter().step_by(step()).collect(),
-        false => (1..=wanted).map(|i| calls[calls.len() * i / wanted - 1]).collect(),
-    }
 }

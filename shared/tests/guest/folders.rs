@@ -41,12 +41,22 @@ fn without_source() {
     // The folder is needed no longer once it is attached.
     fs::remove_dir_all(&folder).unwrap();
     polity(&["inspect", "tcp-cc/tune"]).ok();
+    let shown = polity(&["show", "tcp-cc/tune", "--json"]).json();
+    assert_eq!(shown["source"], folder);
+    assert_eq!(
+        (&shown["params"]["step"]["default"], &shown["params"]["step"]["live"]),
+        (&1.into(), &true.into())
+    );
+    polity(&["show", &folder]).ok();
+    polity(&["events", "tcp-cc/tune"]).fails(1, &["tcp-cc/tune has no events"]);
     polity(&["set", "tcp-cc/tune", "step=2"]).ok();
     let list = polity(&["list", "--json"]).json();
     let entry = list.as_array().unwrap().iter().find(|p| p["policy"] == "tcp-cc/tune").unwrap();
     assert_eq!((&entry["attached"], &entry["source"]), (&true.into(), &folder.clone().into()));
     polity(&["detach", &folder]).ok();
     polity(&["detach", &folder]).fails(2, &["there is no policy"]);
+    polity(&["show", &folder]).fails(2, &["there is no policy"]);
+    polity(&["stats"]).fails(0, &["nothing is attached"]);
     assert!(!algorithms().contains(&"bpf_tune".to_owned()));
 }
 

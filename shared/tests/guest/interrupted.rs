@@ -1,84 +1,129 @@
-//! `polity apply` and `polity serve`, killed at random moments under load: what is forbidden stays
-//! forbidden, no connection is lost, and the next `apply` gets there.
+//! `polity apply` and `polity serve`, killed under load at every system call that changes something, and at
+//! random moments: what is forbidden stays forbidden, no connection is lost, and the next `apply` gets
+//! there. And `apply` with each of those calls failing: then all is as it was before.
 //!
-//! 500 moments with POLITY_FULL, `POLITY_MOMENTS` where that is set.
+//! With POLITY_FULL every call, or every `POLITY_STEP`th from `POLITY_FROM` on, and 500 moments
+//! (`POLITY_MOMENTS`); else two calls.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
-use crate::apply::{ANOTHER, FILE, actions, apply, guarded, scheduler, wants};
+use crate::apply::FILE;
 use crate::hammer::Hammer;
 use crate::killed::{Random, number};
-use crate::load::guard;
-use crate::polity::{binary, polity, status};
-use crate::snapshot::{self, default};
-use crate::sockets::{INIT, Pairs, Traffic};
-use crate::trial::{full, has_lsm, trial};
+use crate::polity::binary;
+use crate::ring::{Ring, STATES};
+use crate::steps::{Harm, Harmed, Step, chosen};
+use crate::trial::{campaigns, full, has_lsm, trial};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
     if !has_lsm() {
         return Vec::new();
     }
-    let runs = full() || number("POLITY_MOMENTS").is_some();
-    vec![trial("interrupted::at_random_moments", moments).with_ignored_flag(!runs)]
+    let random = full() || number("POLITY_MOMENTS").is_some();
+    let steps = |name: &str, command: &'static str, harm: Harm| {
+        trial(name, move || at_steps(command, harm)).with_ignored_flag(!full())
+    };
+    vec![
+        trial("interrupted::sample", sample).with_ignored_flag(!campaigns()),
+        steps("interrupted::a_step_fails", "apply", Harm::Fail),
+        steps("interrupted::apply_at_steps", "apply", Harm::Kill),
+        steps("interrupted::serve_at_steps", "serve", Harm::Kill),
+        trial("interrupted::at_random_moments", moments).with_ignored_flag(!random),
+    ]
 }
 
-/// A state to go to, and how to tell that it is there.
-struct State {
-    text: String,
-    algorithm: &'static str,
-    rules: usize,
-    scheduler: &'static str,
+/// Harms a step of the way to the next state, and judges what is there then. Tells whether the command was cut
+/// short, and whether it was a call like the one that was meant.
+fn harmed(ring: &Ring, command: &str, harm: Harm, step: &Step) -> (bool, bool) {
+    ring.wants_next();
+    let always = ring.now().is_guarded() && ring.next().is_guarded();
+    let hammer = always.then(|| Hammer::start(1));
+    let Harmed { output, hit } = step.harm(harm, &[command, FILE]);
+    hammer.into_iter().for_each(Hammer::stop);
+    let place = format!("{command}, way {}, {step}: {output:#?}", ring.way());
+    eprintln!("{command}, way {}, {step}: status {}", ring.way(), output.status);
+    ring.assert_order(&place);
+    // It was clearing away what was before.
+    let applied = output.stderr.contains("error: applied, but");
+    let cut_short = match (harm, output.status) {
+        (_, 0) => {
+            ring.next().assert_reached(&ring.pairs, &place);
+            false
+        }
+        (Harm::Kill, 137) => true,
+        (Harm::Fail, 1 | 3) if applied => false,
+        (Harm::Fail, 1 | 3) => {
+            ring.now().assert_there(&ring.pairs, &place);
+            true
+        }
+        _ => panic!("{place}"),
+    };
+    (cut_short, hit)
 }
 
-impl State {
-    /// All three kinds change on the way from the one to the other and back.
-    fn both() -> [Self; 2] {
-        let tcp = |name: &str| format!("[tcp-cc.{name}]\ndefault = true\nmigrate = true\n");
-        let first = format!("{}{}", guarded(), tcp("reno"));
-        let second = format!("{}{ANOTHER}{}{}", guarded(), tcp("cubic"), scheduler("fifo"));
-        let fifo = if snapshot::sched_ext().is_some() { "fifo" } else { "" };
-        [
-            Self { text: first, algorithm: "bpf_reno", rules: 1, scheduler: "" },
-            Self { text: second, algorithm: "bpf_cubic", rules: 2, scheduler: fifo },
-        ]
+/// Goes round, as often as there are steps, and harms one on every way.
+fn at_steps(command: &str, harm: Harm) {
+    let start = Instant::now();
+    let mut ring = Ring::new();
+    let steps = ring.steps(command, harm);
+    let of_ways: Vec<usize> = steps.iter().map(Vec::len).collect();
+    let rehearsed = start.elapsed().as_secs_f64();
+    let mut ways: Vec<_> = steps.into_iter().map(|all| chosen(all).into_iter()).collect();
+    let (mut tried, mut hits, mut cuts) = (0, 0, 0);
+    while ways.iter().any(|way| way.len() > 0) {
+        let Some(step) = ways[ring.way()].next() else {
+            ring.wants_next();
+            ring.reach("nothing");
+            continue;
+        };
+        let (cut_short, hit) = harmed(&ring, command, harm, &step);
+        let hammer =
+            (ring.now().is_guarded() && ring.next().is_guarded()).then(|| Hammer::start(1));
+        ring.reach(&format!("{command}, {step}"));
+        hammer.into_iter().for_each(Hammer::stop);
+        (tried, hits, cuts) = (tried + 1, hits + usize::from(hit), cuts + usize::from(cut_short));
+        if tried % 20 == 0 {
+            eprintln!("{command}: {tried} steps tried");
+        }
     }
+    let each = (start.elapsed().as_secs_f64() - rehearsed) / f64::from(tried);
+    eprintln!(
+        "{command}: {tried} of {of_ways:?} steps tried, {hits} met, {cuts} times cut short; each time the next \
+         apply got there ({rehearsed:.1} s to find them, {each:.1} s for each)"
+    );
+    assert!(cuts > 0, "no step mattered");
+    ring.end();
+}
 
-    #[track_caller]
-    fn assert_reached(&self, pairs: &Pairs, after: &str) {
-        assert_eq!(actions(&["--dry-run"]), [], "{after}");
-        assert_eq!(default(), self.algorithm, "{after}");
-        pairs.run(self.algorithm);
-        assert_eq!(status("lsm/fs-deny").unwrap()["detail"]["rules"], self.rules, "{after}");
-        assert_eq!(snapshot::scheduler(), self.scheduler, "{after}");
-    }
+/// One that fails and one killed, at calls that are found without a rehearsal.
+fn sample() {
+    let mut ring = Ring::new();
+    assert!(harmed(&ring, "apply", Harm::Fail, &Step::first_write()).0, "it could do without");
+    let nth = 1 + Random::new().below(3);
+    assert!(harmed(&ring, "serve", Harm::Kill, &Step::nth("unlink", nth)).0, "it was too late");
+    ring.reach("serve");
+    ring.end();
 }
 
 fn moments() {
-    guard("lsm/fs-deny");
-    let old = default();
-    let states = State::both();
-    let pairs = Pairs::open(INIT, 4);
-    let traffic = Traffic::over(std::slice::from_ref(&pairs));
-    wants(&states[1].text);
-    apply().ok();
-    wants(&states[0].text);
+    let mut ring = Ring::new();
+    ring.wants_next();
     let start = Instant::now();
-    apply().ok();
+    ring.reach("an apply");
     let takes = start.elapsed().as_micros() as usize;
-    states[0].assert_reached(&pairs, "apply");
 
-    let hammer = Hammer::start(2);
     let (mut random, mut short) = (Random::new(), 0);
     let wanted = number("POLITY_MOMENTS").unwrap_or(500) as usize;
     for moment in 0..wanted {
-        let state = &states[(moment + 1) % 2];
-        wants(&state.text);
-        // Each command goes both ways.
-        let command = ["apply", "serve"][moment / 2 % 2];
+        ring.wants_next();
+        let always = ring.now().is_guarded() && ring.next().is_guarded();
+        let hammer = always.then(|| Hammer::start(2));
+        // Each command goes all ways.
+        let command = ["apply", "serve"][moment / STATES % 2];
         let after = Duration::from_micros(random.below(takes) as u64);
         let mut child = Command::new(binary());
         let child = child.args([command, FILE]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -87,9 +132,10 @@ fn moments() {
         short += usize::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
-        apply().ok();
         let place = format!("moment {moment}: {command} killed after {} ms", after.as_millis());
-        state.assert_reached(&pairs, &place);
+        ring.assert_order(&place);
+        ring.reach(&place);
+        hammer.into_iter().for_each(Hammer::stop);
         if moment % 50 == 49 {
             eprintln!("killed {} times", moment + 1);
         }
@@ -98,10 +144,5 @@ fn moments() {
         "killed {short} of {wanted} times before the end; each time the next apply got there"
     );
     assert!(short > 0, "it was always too late");
-    hammer.stop();
-    let bytes = traffic.finish();
-    eprintln!("{bytes} bytes over {} connections, all right", pairs.ends.len() / 2);
-    drop(pairs);
-    polity(&["detach", "--all"]).ok();
-    assert_eq!(default(), old);
+    ring.end();
 }

@@ -7,15 +7,14 @@
 
 use std::collections::BTreeSet;
 use std::env;
-use std::fs;
-use std::process::Command;
 
 use libtest_mimic::Trial;
 
 use crate::catalog::effective;
 use crate::load::extra;
-use crate::polity::{Output, binary, builtin, polity, run, sh, status};
+use crate::polity::{builtin, polity, sh, status};
 use crate::snapshot::{Namespaces, Snapshot, default, default_in, sched_ext};
+use crate::steps::{self, Harm, Step};
 use crate::trial::{campaigns, full, trial, trial_in_turn};
 
 /// One campaign for each kind, with what it changes beyond the policy itself.
@@ -45,11 +44,8 @@ pub fn trials() -> Vec<Trial> {
 }
 
 const CALLS: [&str; 4] = ["bpf", "mount", "rename", "renameat2"];
-const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
 /// `BPF_LINK_CREATE`: from here on something is attached.
 const LINK_CREATE: &str = "bpf(0x1c,";
-/// Where strace writes what it saw.
-const LOG: &str = "/tmp/calls";
 /// Points of a sample before and after the first link.
 const SAMPLE: [usize; 2] = [2, 6];
 
@@ -83,17 +79,17 @@ impl Campaign {
             let first = of_name.iter().position(|i| calls[*i].starts_with(LINK_CREATE));
             eprintln!("{}: {} calls of {name}", self.args.join(" "), of_name.len());
             for n in points(of_name.len(), first.unwrap_or(0), sample) {
-                assert!(self.kill(name, n, &[]), "{name} {n} was not reached");
+                assert!(self.kill(name, n), "{name} {n} was not reached");
             }
             // Until the command succeeds: there was no further call.
             if full() && !of_name.is_empty() {
-                assert!(!self.kill(name, of_name.len() + 1, &[]), "one more {name} than before");
+                assert!(!self.kill(name, of_name.len() + 1), "one more {name} than before");
             }
         }
         if self.default {
             // Each thread counts for itself, so that the first write is always the one; the
             // `bpf` calls between the namespaces stand for the later ones.
-            assert!(self.kill("write", 1, &["-P", SYSCTL]), "the sysctl was not written");
+            assert!(self.kill("write", 1), "the sysctl was not written");
         }
         eprintln!(
             "{}: killed {} times; {} times the whole policy stood then, {} times nothing",
@@ -107,28 +103,21 @@ impl Campaign {
 
     /// The calls of an attach that is left alone, in order.
     fn calls(&self) -> Vec<String> {
-        let trace = format!("trace={}", CALLS.join(","));
-        self.strace(&["-o", LOG, "-e", &trace, "-e", "raw=bpf"]).ok();
+        let log = steps::watch(&CALLS.join(","), &self.args());
         polity(&["detach", self.policy]).ok();
         self.before.assert_same();
-        let log = fs::read_to_string(LOG).unwrap();
         // "PID call(...) = ..."; strace pads the PID.
         log.lines().filter_map(|l| Some(l.split_once(' ')?.1.trim_start().to_owned())).collect()
     }
 
-    fn strace(&self, options: &[&str]) -> Output {
-        let mut command = Command::new("strace");
-        command.args(["-f", "-qq"]).args(options).arg(binary()).args(&self.args);
-        run(&mut command)
+    fn args(&self) -> Vec<&str> {
+        self.args.iter().map(String::as_str).collect()
     }
 
     /// Kills it at call `n`, and looks at what is left. False when it ended before that.
     #[track_caller]
-    fn kill(&mut self, call: &str, n: usize, more: &[&str]) -> bool {
-        let trace = format!("trace={call}");
-        let inject = format!("inject={call}:signal=KILL:when={n}");
-        let options = [&["-o", "/dev/null", "-e", &trace, "-e", &inject], more].concat();
-        let output = self.strace(&options);
+    fn kill(&mut self, call: &str, n: usize) -> bool {
+        let output = Step::nth(call, n).harm(Harm::Kill, &self.args()).output;
         assert!([0, 137].contains(&output.status), "{call} {n}: {output:#?}");
         let killed = output.status == 137;
         self.kills += usize::from(killed);
@@ -221,10 +210,7 @@ fn mounting() {
     for n in [1, 2] {
         let before = Snapshot::take();
         sh("umount /sys/fs/bpf");
-        let inject = format!("inject=mount:signal=KILL:when={n}");
-        let mut command = Command::new("strace");
-        command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=mount", "-e", &inject]);
-        let output = run(command.arg(binary()).args(["attach", "tcp-cc/dctcp"]));
+        let output = Step::nth("mount", n).harm(Harm::Kill, &["attach", "tcp-cc/dctcp"]).output;
         assert_eq!(output.status, if n == 1 { 137 } else { 0 }, "{output:#?}");
         assert_eq!(status("tcp-cc/dctcp").is_some(), n == 2);
         polity(&["detach", "--all"]).ok();

@@ -10,8 +10,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::load::Load;
-use crate::polity::{Output, binary, kill, polity, run, status};
+use crate::polity::{Output, binary, kill, polity, status};
 use crate::snapshot::{Snapshot, sched_ext, scheduler};
+use crate::steps::{self, Harm, Step};
 use crate::trial::{campaigns, eventually, sched_ext_trial, trial};
 
 /// The tests.
@@ -136,22 +137,15 @@ fn killed_on_probation() {
     assert_eq!(sched_ext().as_deref(), Some("disabled"));
 }
 
-const LOG: &str = "/tmp/sched-swap-calls";
 /// `bpf(BPF_OBJ_PIN, ...)`: the journal is the first thing that is pinned.
 const OBJ_PIN: &str = "bpf(0x6,";
-
-fn strace(options: &[&str]) -> Output {
-    let mut command = Command::new("strace");
-    command.args(["-f", "-qq"]).args(options).arg(binary());
-    run(command.args(["swap", FIFO, STALL, "--probation", "0"]).args(CALM))
-}
+const SWAP: [&str; 7] = ["swap", FIFO, STALL, "--probation", "0", CALM[0], CALM[1]];
 
 fn killed() {
     polity(&["attach", FIFO]).ok();
     // One that is left alone, to see which calls there are.
-    strace(&["-o", LOG, "-e", "trace=bpf", "-e", "raw=bpf"]).ok();
+    let log = steps::watch("bpf", &SWAP);
     swap("schedulers/stall", FIFO, &["--probation", "0"]).ok();
-    let log = fs::read_to_string(LOG).unwrap();
     let calls: Vec<&str> = log.lines().filter(|l| l.contains("bpf(")).collect();
     let first = calls.iter().position(|c| c.contains(OBJ_PIN)).expect("a journal") + 1;
     let full = std::env::var_os("POLITY_FULL").is_some();
@@ -161,8 +155,7 @@ fn killed() {
     };
     let mut under_way = 0;
     for (turn, n) in points.into_iter().enumerate() {
-        let inject = format!("inject=bpf:signal=KILL:when={n}");
-        let output = strace(&["-o", "/dev/null", "-e", "trace=bpf", "-e", &inject]);
+        let output = Step::nth("bpf", n).harm(Harm::Kill, &SWAP).output;
         assert!([0, 137].contains(&output.status), "call {n}: {output:#?}");
         let sides = [status(FIFO), status("schedulers/stall")];
         if sides.iter().flatten().any(|e| e["state"] == "swapping") {

@@ -2,23 +2,22 @@
 //! same command finishes it or `--abort` reverts it. With `POLITY_FULL` at every one of those calls,
 //! or every `POLITY_STEP`th; and at 200 (`POLITY_MOMENTS`) random moments under load.
 
-use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
 use crate::killed::{Random, number, step};
-use crate::polity::{Output, binary, polity, run, status};
+use crate::polity::{binary, polity, status};
 use crate::snapshot::{algorithms, default};
 use crate::sockets::{Pairs, Traffic};
+use crate::steps::{self, Harm, Step};
 use crate::swap::{EVERYWHERE, World, defaults};
 use crate::trial::{campaigns, full, trial};
 
 const OLD: &str = "tcp-cc/reno";
 const NEW: &str = "tcp-cc/cubic";
-const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
-const LOG: &str = "/tmp/swap-calls";
+const SWAP: [&str; 4] = ["swap", OLD, NEW, "--migrate"];
 /// `BPF_MAP_CREATE` comes before it; from the first link on there is an effect.
 const LINK_CREATE: &str = "bpf(0x1c,";
 
@@ -29,21 +28,14 @@ pub fn trials() -> Vec<Trial> {
     vec![test.with_ignored_flag(!campaigns()), moments.with_ignored_flag(!full())]
 }
 
-fn strace(options: &[&str], from: &str, to: &str) -> Output {
-    let mut command = Command::new("strace");
-    command.args(["-f", "-qq"]).args(options).arg(binary());
-    run(command.args(["swap", from, to, "--migrate"]))
-}
-
 fn killed() {
     let world = World::new();
     polity(&["attach", OLD, "--default"]).ok();
     let pairs = EVERYWHERE.map(|ns| Pairs::open(ns, 2));
     // One that is left alone, to see which calls there are.
-    strace(&["-o", LOG, "-e", "trace=bpf", "-e", "raw=bpf"], OLD, NEW).ok();
+    let log = steps::watch("bpf", &SWAP);
     standing(&pairs, "bpf_cubic");
     polity(&["swap", NEW, OLD, "--migrate"]).ok();
-    let log = fs::read_to_string(LOG).unwrap();
     let calls: Vec<&str> = log.lines().filter(|l| l.contains("bpf(")).collect();
     let first = calls.iter().position(|c| c.contains(LINK_CREATE)).expect("a link is made");
     let points: Vec<usize> = match full() {
@@ -53,14 +45,10 @@ fn killed() {
     };
     let (mut swapping, tried) = (0, points.len());
     for (turn, n) in points.into_iter().enumerate() {
-        let inject = format!("inject=bpf:signal=KILL:when={n}");
-        let options = ["-o", "/dev/null", "-e", "trace=bpf", "-e", &inject];
-        swapping += usize::from(settle(&options, &pairs, turn % 2 == 0, &format!("bpf {n}")));
+        swapping += usize::from(settle(&Step::nth("bpf", n), &pairs, turn % 2 == 0));
     }
     for finish in if full() { vec![true, false] } else { vec![false] } {
-        let inject = "inject=write:signal=KILL:when=1";
-        let options = ["-o", "/dev/null", "-e", "trace=write", "-e", inject, "-P", SYSCTL];
-        assert!(settle(&options, &pairs, finish, "the sysctl"), "it was under way");
+        assert!(settle(&Step::first_write(), &pairs, finish), "it was under way");
         swapping += 1;
     }
     eprintln!(
@@ -129,8 +117,8 @@ fn algorithm_of(policy: &str) -> String {
 }
 
 /// Kills a swap, settles it, and goes back to [`OLD`]. Tells whether it was under way.
-fn settle(options: &[&str], pairs: &[Pairs], finish: bool, place: &str) -> bool {
-    let output = strace(options, OLD, NEW);
+fn settle(step: &Step, pairs: &[Pairs], finish: bool) -> bool {
+    let (output, place) = (step.harm(Harm::Kill, &SWAP).output, step.to_string());
     assert!([0, 137].contains(&output.status), "{place}: {output:#?}");
     let entries = [status(OLD), status(NEW)];
     let under_way = entries.iter().flatten().any(|e| e["state"] == "swapping");

@@ -135,6 +135,11 @@ impl Undo {
         String::from_utf8(value[..end].to_vec()).ok()
     }
 
+    /// What has to come back in the initial namespace.
+    pub fn first(&self) -> Option<String> {
+        self.value(netns::all().first()?.inode)
+    }
+
     /// Records that the change has begun: what is left of it when we are killed is finished by
     /// the next command.
     ///
@@ -184,11 +189,11 @@ pub fn take_over(name: &str, old: &str, undo: &Undo, only: Option<&Netns>) -> Re
     let meant = all.iter().filter(|ns| only.is_none_or(|o| o.inode == ns.inode));
     for (index, ns) in meant.enumerate() {
         // The initial one first: a child that is made meanwhile takes its default from it.
-        if ns.enter(current).ok().as_deref() != Some(old) {
-            continue;
-        }
-        undo.keep(ns, old)?;
-        match ns.enter(|| set(name)) {
+        let taken = match ns.enter(current) {
+            Ok(now) if now == old => undo.keep(ns, old).and_then(|()| ns.enter(|| set(name))),
+            other => other.map(|_| ()),
+        };
+        match taken {
             Err(e) if index == 0 => return Err(e),
             Err(e) => tracing::warn!("namespace {}: {e:#}", ns.name),
             Ok(()) => {}
@@ -257,11 +262,18 @@ pub fn restore(name: &str, undo: Option<&Undo>) -> Result<Vec<String>> {
     let mut failed = None;
     let mut init_default = None;
     for ns in netns::all() {
-        if ns.enter(current).ok().as_deref() != Some(name) {
-            if ns.name == "init" {
-                init_default = ns.enter(current).ok();
+        match ns.enter(current) {
+            Ok(now) if now == name => {}
+            Ok(now) => {
+                if ns.name == "init" {
+                    init_default = Some(now);
+                }
+                continue;
             }
-            continue;
+            Err(e) => {
+                failed = Some(e.context(format!("namespace {}", ns.name)));
+                continue;
+            }
         }
         let back = undo
             .and_then(|u| u.value(ns.inode))

@@ -70,8 +70,8 @@ pub fn of(object: &Object) -> Result<MapHandle> {
 /// count as chosen by their applications.
 pub fn forget() {
     let path = path();
-    if !path.exists() || Iterators::load().and_then(|i| i.marked()).is_ok_and(|n| n > 0) {
-        return;
+    // One that can't be counted may be there.
+    if path.exists() && Iterators::load().and_then(|i| i.marked()).is_ok_and(|n| n == 0) {
+        tree::forget(&path);
     }
-    tree::forget(&path);
 }

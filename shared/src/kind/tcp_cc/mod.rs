@@ -193,6 +193,24 @@ impl Kind for TcpCc {
         retired::free(live)
     }
 
+    fn redo(&self, live: &Live) -> Result<()> {
+        Taken::of(live).iter().try_for_each(|t| t.switch(true))?;
+        let scope = Scope::of(&live.meta);
+        if !live.meta.default && scope.is_none() {
+            return Ok(());
+        }
+        let name = algorithm(&live.meta.policy);
+        let needs_ecn = Algorithm::find(&name, &Iterators::load()?)?.needs_ecn() != 0;
+        let undo = Undo::create(&name)?;
+        let from = match default::within(scope.as_ref())? {
+            // It was not put back yet.
+            now if now == name => undo.first().unwrap_or(now),
+            now => now,
+        };
+        undo.begin(&Pending { from, migrate: true, needs_ecn })?;
+        default::complete(&name, &undo, scope.as_ref())
+    }
+
     fn restore(&self, policy: &str) -> Result<()> {
         let name = algorithm(policy);
         let undo = Undo::open(&name);

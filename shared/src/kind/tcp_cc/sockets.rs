@@ -318,7 +318,7 @@ pub fn count(algorithm: &str) -> Result<u64> {
 /// to run code that goes.
 ///
 /// # Errors
-/// The iterator can't be loaded.
+/// The iterator can't be loaded, a namespace can't be walked.
 pub fn evacuate(algorithm: &str) -> Result<()> {
     let mut iterators = Iterators::load()?;
     let listed = iterators.count()?.get(algorithm).copied().unwrap_or(0);
@@ -330,7 +330,7 @@ pub fn evacuate(algorithm: &str) -> Result<()> {
     let mut left = Vec::new();
     let all = netns::all();
     for ns in &all {
-        let Ok(to) = ns.enter(default::current) else { continue };
+        let to = ns.enter(default::current)?;
         let known = targets.values().find(|a| a.name == to).cloned();
         let to = known.map_or_else(|| Algorithm::find(&to, &iterators), Ok)?;
         let what = Move {

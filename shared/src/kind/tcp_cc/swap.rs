@@ -105,7 +105,7 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         if !ways.defaults() || only.is_some_and(|only| only != ns.inode) {
             return Ok(false);
         }
-        if ns.enter(default::current).ok().as_deref() != Some(&from) {
+        if ns.enter(default::current)? != from {
             return Ok(false);
         }
         if work.progress.namespaces.insert(ns.inode, ns.name.clone()).is_none() {
@@ -186,7 +186,7 @@ pub fn back(swap: &mut Swap<'_>) -> Result<Report> {
     let what = Move { from: &to, to: &from, flags, ..Move::default() };
     let change = |work: &mut Work<'_, '_>, ns: &Netns| {
         let ours = record.fresh || work.progress.namespaces.contains_key(&ns.inode);
-        if !ours || ns.enter(default::current).ok().as_deref() != Some(&to) {
+        if !ours || ns.enter(default::current)? != to {
             return Ok(false);
         }
         ns.enter(|| default::set(&from)).map(|()| true)

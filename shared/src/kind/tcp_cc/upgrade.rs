@@ -181,7 +181,7 @@ fn resolve(work: &mut Work<'_, '_>, policy: &str) -> Result<()> {
         ..Move::default()
     };
     let change = |_: &mut Work<'_, '_>, ns: &Netns| {
-        if ns.enter(default::current).ok().as_deref() != Some(&name) {
+        if ns.enter(default::current)? != name {
             return Ok(false);
         }
         // One that was made meanwhile comes later.
