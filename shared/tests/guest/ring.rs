@@ -54,11 +54,11 @@ impl State {
         };
         [
             state(
-                format!("{rules}{ANOTHER}{}", tcp("reno]")),
+                format!("{rules}{ANOTHER}{}{}", tcp("reno]"), scheduler("fair", "")),
                 "bpf_reno",
                 Value::Null,
                 &[GUARDED, OTHER],
-                "",
+                "fair",
                 Value::Null,
             ),
             state(
@@ -77,7 +77,7 @@ impl State {
                 "fifo",
                 5000.into(),
             ),
-            state(scheduler("fair", ""), old, Value::Null, &[], "fair", Value::Null),
+            state(String::new(), old, Value::Null, &[], "", Value::Null),
         ]
     }
 
