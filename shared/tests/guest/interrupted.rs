@@ -103,8 +103,8 @@ fn at_steps(command: &str, harm: Harm) {
 fn sample() {
     let mut ring = Ring::new();
     assert!(harmed(&ring, "apply", Harm::Fail, &Step::first_write()).0, "it could do without");
-    let nth = 1 + Random::new().below(3);
-    assert!(harmed(&ring, "serve", Harm::Kill, &Step::nth("unlink", nth)).0, "it was too late");
+    let nth = 1 + Random::new().below(4);
+    assert!(harmed(&ring, "serve", Harm::Kill, &Step::nth("rename", nth)).0, "it was too late");
     ring.reach("serve");
     ring.end();
 }
