@@ -12,6 +12,7 @@ use crate::polity::polity;
 use crate::snapshot::{self, default, sched_ext};
 use crate::sockets::{self, INIT, Pairs, Traffic};
 use crate::steps::{Harm, Step};
+use crate::supervised::install;
 
 /// A file and what holds once it is applied.
 pub struct State {
@@ -54,11 +55,11 @@ impl State {
         };
         [
             state(
-                format!("{rules}{ANOTHER}{}{}", tcp("reno]"), scheduler("fair", "")),
+                format!("{rules}{ANOTHER}{}{}", tcp("reno]"), scheduler("plain", "")),
                 "bpf_reno",
                 Value::Null,
                 &[GUARDED, OTHER],
-                "fair",
+                "plain",
                 Value::Null,
             ),
             state(
@@ -140,6 +141,9 @@ impl Ring {
         for folder in [OTHER, THIRD] {
             fs::create_dir_all(folder).unwrap();
             fs::write(format!("{folder}/file"), "x").unwrap();
+        }
+        if sched_ext().is_some() {
+            install("plain");
         }
         let old = default();
         let pairs = Pairs::open(INIT, 2);
