@@ -207,6 +207,7 @@ impl Ring {
         eprintln!("{bytes} bytes over {} connections, all right", self.pairs.ends.len() / 2);
         drop(self.pairs);
         polity(&["detach", "--all"]).ok();
+        let _ = fs::remove_dir_all("/etc/polity/policies/schedulers/plain");
         assert_eq!(default(), self.old);
     }
 }
