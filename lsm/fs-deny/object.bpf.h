@@ -20,9 +20,11 @@ struct walk {
 	u64 gen;
 	u64 dentry;		/* what the hook asks about */
 	u64 inode;		/* its inode, 0 for a name that is to be made */
+	u64 to;			/* the name that it is about to get as well or instead, or 0 */
 	u64 dir;		/* the directory whose state is wanted */
 	u64 child;		/* the dentry that step() comes to */
-	u64 stamp;		/* what a cached directory must carry; 0: use none */
+	u64 walked;		/* the stamp of the last walk that stands */
+	u64 stamp;		/* under which "parent" holds: generation << 32 | tree_seq(); 0: it doesn't */
 	u64 hits;		/* levels above dir whose inode may be an anchor */
 	u32 depth;		/* levels of it */
 	u32 ops;		/* one bit for each right that is asked for */
@@ -30,6 +32,7 @@ struct walk {
 	u8 roots;		/* a child of dir is the root of a mount under the rules */
 	u8 exe_known;
 	struct deny_state st;
+	struct deny_state parent;	/* of the object's directory; flags: as deny_dir has them */
 	struct deny_mask hit;	/* classes that it falls under, of those asked about */
 	u32 exe;		/* effect that names the classes with the caller's program */
 };

@@ -213,11 +213,10 @@ GLOBAL int deny_match_move(struct walk *w)
 enum { FOR_OBJECT, FOR_EXE, FOR_NEW_NAME };
 
 /*
- * Decides in full. dir: the inode of the object's directory, or NULL; to: the name that it is
- * about to get as well or instead, or 0. It comes by once or twice for the object, the second
- * time with the program of the task known, and then for the new name.
+ * Decides in full. It comes by once or twice for the object, the second time with the program of
+ * the task known, and then for the new name.
  */
-static __always_inline int judge(struct walk *w, struct inode *dir, u64 to)
+static __always_inline int judge(struct walk *w)
 {
 	u64 dentry = w->dentry, inode = w->inode, exe;
 	u32 turn, what = FOR_OBJECT, near = 0;
@@ -229,7 +228,7 @@ static __always_inline int judge(struct walk *w, struct inode *dir, u64 to)
 	if (!set)
 		return 0;
 	bpf_for(turn, 0, 4) {
-		how = parent_state(w, what == FOR_OBJECT ? dir : NULL);
+		how = parent_state(w, what == FOR_OBJECT);
 		/* For a new name the safe side is that nothing holds there. */
 		if (how == WALK_FAILED && what == FOR_NEW_NAME)
 			__builtin_memset(&w->st, 0, sizeof(w->st));
@@ -262,24 +261,73 @@ static __always_inline int judge(struct walk *w, struct inode *dir, u64 to)
 		}
 		ret = deny_verdict(w);
 		/* A further name, or another one, must not be a way out of the rules. */
-		if (ret || !to || !deny_is_kept(w))
+		if (ret || !w->to || !deny_is_kept(w))
 			return ret;
 		near = w->st.near;
-		w->dentry = to;
+		w->dentry = w->to;
 		what = FOR_NEW_NAME;
 	}
 	return 0;
 }
 
-/* Whether what is remembered of a directory leaves open what holds for a name in it. */
-static __always_inline bool may_matter(struct deny_dir *dir, u64 gen, struct dentry *dentry, u32 ops)
+/*
+ * Every hook comes here, and the verifier would follow all of it for each. So the hooks have this
+ * stub, and the host loads decide() once, to replace it in all of them.
+ */
+GLOBAL int deny_judge(struct walk *w)
 {
-	u32 why = *(volatile u32 *)&dir->ops &
-		  (ops | OP(DENY_NAMES) | OP(DENY_ROOTS) | OP(DENY_GLOBS));
+	return 0;
+}
 
-	if (why != OP(DENY_GLOBS))
-		return why;
-	return deny_is_named(gen, load_pointer(dentry->d_name.name), dentry->d_name.len);
+/* The flags of a directory that leave open what holds for a name in it. */
+#define DENY_BY_NAME	(OP(DENY_NAMES) | OP(DENY_GLOBS))
+
+/* Whether no rule touches it, if that takes no more than its name to tell. */
+static __always_inline bool is_beside(struct walk *w)
+{
+	u32 flags = w->parent.flags;
+	struct deny_set *set;
+	struct dentry *d;
+	u64 name;
+
+	set = set_of(w->gen);
+	if (!set || w->stamp != (w->gen << 32 | tree_seq()))
+		return false;
+	if (flags & (w->ops | OP(DENY_ROOTS)) || w->ops & OP(DENY_DISK))
+		return false;
+	if (w->inode && in_bloom(set, as_inode(w->inode)))
+		return false;
+	d = as_dentry(w->dentry);
+	name = load_pointer(d->d_name.name);
+	if (flags & OP(DENY_NAMES) && find_name(w->gen, set->seed, d, w->parent.node))
+		return false;
+	if (flags & OP(DENY_GLOBS) && deny_is_named(w->gen, name, d->d_name.len))
+		return false;
+	return w->stamp == (w->gen << 32 | tree_seq());
+}
+
+SEC("freplace/deny_judge")
+int decide(struct walk *w)
+{
+	return !w || is_beside(w) ? 0 : judge(w);
+}
+
+/*
+ * The same from a hook. dir: the inode of the object's directory, cached: what is remembered of it,
+ * or NULL. It is read and written here, where the inode is more than a number.
+ */
+static __always_inline int judge_in(struct walk *w, struct inode *dir, struct deny_dir *cached)
+{
+	u64 known;
+	int ret;
+
+	if (cached)
+		recall(cached, w);
+	known = w->stamp;
+	ret = deny_judge(w);
+	if (dir && w->stamp != known)
+		remember(dir, w);
+	return bounded(ret);
 }
 
 /* The rules in force, and their generation; NULL when there are none. */
@@ -299,20 +347,15 @@ static __always_inline struct deny_set *in_force(u64 *gen)
  * Whether no rule touches it, as far as can be told at no cost worth the name, whatever the depth:
  * one cached directory, one bloom word, and tree_seq() before and after.
  */
-static __always_inline bool is_free(struct deny_set *set, u64 gen, struct inode *dir_inode,
-				    struct dentry *dentry, struct inode *inode, u32 ops)
+static __always_inline bool is_free(struct deny_set *set, u64 gen, struct deny_dir *dir,
+				    struct inode *inode, u32 ops)
 {
-	struct deny_dir *dir;
-	u64 stamp;
-	u32 seq;
+	u32 matters = ops | OP(DENY_ROOTS) | DENY_BY_NAME;
+	u64 stamp = gen << 32 | tree_seq();
 
-	seq = tree_seq();
-	stamp = gen << 32 | seq;
-	dir = bpf_inode_storage_get(&dirs, dir_inode, NULL, 0);
-	return dir && !(ops & OP(DENY_DISK)) && !(seq & 1) &&
-	       *(volatile u64 *)&dir->stamp == stamp &&
-	       !may_matter(dir, gen, dentry, ops) && !(inode && in_bloom(set, inode)) &&
-	       *(volatile u64 *)&dir->stamp == stamp && tree_seq() == seq;
+	return dir && !(ops & OP(DENY_DISK)) && *(volatile u64 *)&dir->stamp == stamp &&
+	       !(*(volatile u32 *)&dir->ops & matters) && !(inode && in_bloom(set, inode)) &&
+	       *(volatile u64 *)&dir->stamp == stamp && (gen << 32 | tree_seq()) == stamp;
 }
 
 /* The decision as every hook asks for it. */
@@ -320,6 +363,7 @@ static __always_inline int check_move(struct dentry *dentry, struct inode *inode
 				      struct dentry *to)
 {
 	struct inode *dir = dentry->d_parent->d_inode;
+	struct deny_dir *cached;
 	struct deny_set *set;
 	u64 gen;
 
@@ -327,17 +371,19 @@ static __always_inline int check_move(struct dentry *dentry, struct inode *inode
 	if (!set)
 		return 0;
 	stat_inc(checks);
-	if (is_free(set, gen, dir, dentry, inode, ops))
+	cached = bpf_inode_storage_get(&dirs, dir, NULL, 0);
+	if (is_free(set, gen, cached, inode, ops))
 		return 0;
 
 	struct walk w = {
 		.gen = gen,
 		.dentry = (u64)dentry,
 		.inode = (u64)inode,
+		.to = (u64)to,
 		.ops = ops,
 	};
 
-	return bounded(judge(&w, dir, (u64)to));
+	return judge_in(&w, dir, cached);
 }
 
 static __always_inline int check(struct dentry *dentry, struct inode *inode, u32 ops)
@@ -356,8 +402,8 @@ static __always_inline int check_mount(struct dentry *dentry, u32 ops)
 	stat_inc(checks);
 	w.dentry = (u64)dentry;
 	w.inode = (u64)dentry->d_inode;
-	ret = judge(&w, NULL, 0);
-	return bounded(ret ?: deny_note_mount(&w));
+	ret = judge_in(&w, NULL, NULL);
+	return ret ?: bounded(deny_note_mount(&w));
 }
 
 /*
@@ -369,6 +415,7 @@ static __always_inline int check_file(struct file *file, u32 ops)
 {
 	struct nameidata *nd = bpf_get_current_task_btf()->nameidata;
 	struct inode *inode = file->f_inode, *dir = NULL;
+	struct deny_dir *cached = NULL;
 	struct deny_set *set;
 	u64 gen;
 
@@ -383,7 +430,8 @@ static __always_inline int check_file(struct file *file, u32 ops)
 
 		if (dentry == file->f_path.dentry) {
 			dir = dentry->d_parent->d_inode;
-			if (is_free(set, gen, dir, dentry, inode, ops))
+			cached = bpf_inode_storage_get(&dirs, dir, NULL, 0);
+			if (is_free(set, gen, cached, inode, ops))
 				return 0;
 		}
 	}
@@ -395,7 +443,7 @@ static __always_inline int check_file(struct file *file, u32 ops)
 		.ops = ops,
 	};
 
-	return bounded(judge(&w, dir, 0));
+	return judge_in(&w, dir, cached);
 }
 
 #endif /* __FS_DENY_VERDICT_H */

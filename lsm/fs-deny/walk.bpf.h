@@ -18,13 +18,16 @@
 /* What became of a walk. */
 enum { WALK_FAILED, WALK_HOLDS, WALK_STANDS };	/* undecided; right now; until the next rename */
 
-/* Data symbols are in kallsyms with KALLSYMS_ALL only; without them nothing is cached. */
-extern const void rename_lock __ksym __weak;
-extern const void mount_lock __ksym __weak;
+/*
+ * Where they are, from the host. Data symbols are in kallsyms with KALLSYMS_ALL only; without them
+ * nothing is cached.
+ */
+const volatile u64 polity_ksym_rename_lock;
+const volatile u64 polity_ksym_mount_lock;
 
-static __always_inline u32 sequence(const void *lock)
+static __always_inline u32 sequence(u64 lock)
 {
-	struct seqcount *s = bpf_rdonly_cast(lock, bpf_core_type_id_kernel(struct seqcount));
+	struct seqcount *s = bpf_rdonly_cast((void *)lock, bpf_core_type_id_kernel(struct seqcount));
 
 	return *(volatile unsigned int *)&s->sequence;
 }
@@ -34,10 +37,10 @@ static __always_inline u32 tree_seq(void)
 {
 	u32 renames, mounts;
 
-	if (!bpf_ksym_exists(&rename_lock) || !bpf_ksym_exists(&mount_lock))
+	if (!polity_ksym_rename_lock || !polity_ksym_mount_lock)
 		return 1;	/* as if there were always one */
-	renames = sequence(&rename_lock);
-	mounts = sequence(&mount_lock);
+	renames = sequence(polity_ksym_rename_lock);
+	mounts = sequence(polity_ksym_mount_lock);
 	return (renames + mounts) | ((renames | mounts) & 1);
 }
 
@@ -46,7 +49,7 @@ static __always_inline u32 mount_seq(struct deny_set *set)
 {
 	if (!set->noted)
 		return 0;
-	return bpf_ksym_exists(&mount_lock) ? sequence(&mount_lock) : 0;
+	return polity_ksym_mount_lock ? sequence(polity_ksym_mount_lock) : 0;
 }
 
 /* The name's address stands for the dentry's: the verifier won't have arithmetic with pointers. */
@@ -196,7 +199,7 @@ GLOBAL int deny_parent(struct walk *w)
 			skip -= WALK_CHUNK;
 		}
 		if (!(seq & 1) && tree_seq() == seq) {
-			w->stamp = w->gen << 32 | seq;
+			w->walked = w->gen << 32 | seq;
 			return WALK_STANDS;
 		}
 		before = print;
@@ -240,25 +243,23 @@ GLOBAL u32 deny_ops_of(u64 gen, struct deny_state *st)
 	return ops;
 }
 
-/* What is remembered of a directory, if it still holds. */
-static __always_inline bool recall(struct deny_dir *dir, struct walk *w)
+/* What is remembered of the object's directory. */
+static __always_inline void recall(struct deny_dir *dir, struct walk *w)
 {
-	if (!w->stamp || *(volatile u64 *)&dir->stamp != w->stamp)
-		return false;
+	u64 stamp = *(volatile u64 *)&dir->stamp;
+
 	barrier();
-	w->st.mask = dir->mask;
-	w->st.node = dir->node;
-	w->st.near = dir->near;
-	w->st.flags = dir->ops & (OP(DENY_NAMES) | OP(DENY_GLOBS));
-	w->roots = !!(dir->ops & OP(DENY_ROOTS));
+	w->parent.mask = dir->mask;
+	w->parent.node = dir->node;
+	w->parent.near = dir->near;
+	w->parent.flags = dir->ops;
 	barrier();
-	return *(volatile u64 *)&dir->stamp == w->stamp;
+	w->stamp = *(volatile u64 *)&dir->stamp == stamp ? stamp : 0;
 }
 
 /* Readers take no lock: the stamp is zero while the rest changes. */
 static __always_inline void remember(struct inode *inode, struct walk *w)
 {
-	u32 ops = deny_ops_of(w->gen, &w->st) | (w->roots ? OP(DENY_ROOTS) : 0);
 	struct deny_dir *dir;
 
 	dir = bpf_inode_storage_get(&dirs, inode, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
@@ -267,34 +268,36 @@ static __always_inline void remember(struct inode *inode, struct walk *w)
 	bpf_spin_lock(&dir->lock);
 	*(volatile u64 *)&dir->stamp = 0;
 	barrier();
-	dir->ops = ops;
-	dir->node = w->st.node;
-	dir->near = w->st.near;
-	dir->mask = w->st.mask;
+	dir->ops = w->parent.flags;
+	dir->node = w->parent.node;
+	dir->near = w->parent.near;
+	dir->mask = w->parent.mask;
 	barrier();
 	*(volatile u64 *)&dir->stamp = w->stamp;
 	bpf_spin_unlock(&dir->lock);
 }
 
 /*
- * The state of the directory that w->dentry is in, into w->st. dir is its inode where the hook
- * let us have it as more than a number, or NULL: only then is there a place for the cache.
+ * The state of the directory that w->dentry is in, into w->st. That of the object's own directory
+ * may be known, and is if it is the same until the next rename.
  */
-static __always_inline int parent_state(struct walk *w, struct inode *dir)
+static __always_inline int parent_state(struct walk *w, bool of_object)
 {
-	struct deny_dir *cached = NULL;
-	u32 seq = tree_seq();
 	int how;
 
-	if (dir)
-		cached = bpf_inode_storage_get(&dirs, dir, NULL, 0);
-	w->stamp = seq & 1 ? 0 : w->gen << 32 | seq;
-	if (cached && recall(cached, w) && tree_seq() == seq)
+	if (of_object && w->stamp == (w->gen << 32 | tree_seq())) {
+		w->st = w->parent;
+		w->st.flags &= OP(DENY_NAMES) | OP(DENY_GLOBS);
+		w->roots = !!(w->parent.flags & OP(DENY_ROOTS));
 		return WALK_STANDS;
+	}
 	stat_inc(walks);
 	how = deny_parent(w);
-	if (dir && how == WALK_STANDS)
-		remember(dir, w);
+	if (of_object && how == WALK_STANDS) {
+		w->stamp = w->walked;
+		w->parent = w->st;
+		w->parent.flags = deny_ops_of(w->gen, &w->st) | (w->roots ? OP(DENY_ROOTS) : 0);
+	}
 	return how;
 }
 

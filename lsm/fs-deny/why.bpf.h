@@ -22,29 +22,40 @@ static __always_inline u64 make_dentry(struct deny_missing *m, u64 parent)
 	return (u64)m->dentry;
 }
 
-static __always_inline int answer(struct deny_question *q)
+/* One question at a time; on the stack it would leave too little for the calls below. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct walk);
+} walks SEC(".maps");
+
+static __always_inline int answer(struct deny_question *q, struct walk *w)
 {
-	struct walk w = { .asked = 1, .ops = q->ops };
 	struct inode *inode;
-	u64 file;
+	u64 file, gen;
 	u32 i;
 
 	q->nr_reasons = 0;
-	if (!in_force(&w.gen))
+	if (!in_force(&gen))
 		return 0;
+	__builtin_memset(w, 0, sizeof(*w));
+	w->gen = gen;
+	w->asked = 1;
+	w->ops = q->ops;
 	file = file_of(q->fd);
 	if (!file)
 		return 1;
 	inode = as_file(file)->f_inode;
-	w.dentry = (u64)as_file(file)->f_path.dentry;
-	w.inode = (u64)inode;
+	w->dentry = (u64)as_file(file)->f_path.dentry;
+	w->inode = (u64)inode;
 	if ((inode->i_mode & S_IFMT) == S_IFBLK && q->ops & (OP(read) | OP(write) | OP(exec)))
-		w.ops |= OP(DENY_DISK);
+		w->ops |= OP(DENY_DISK);
 	bpf_for(i, 0, q->nr_names) {
 		if (i >= ASK_NAMES)
 			break;
-		w.dentry = make_dentry(&q->missing[i], w.dentry);
-		w.inode = 0;
+		w->dentry = make_dentry(&q->missing[i], w->dentry);
+		w->inode = 0;
 	}
 	q->who = (struct deny_caller) { .uid = q->uid, .gid = q->gid, .exe = file_of(q->exe) };
 	file = file_of(q->cgroup);
@@ -54,20 +65,22 @@ static __always_inline int answer(struct deny_question *q)
 
 		q->who.cgroup = (u64)kn->priv;
 	}
-	return judge(&w, NULL, 0);
+	return judge(w);
 }
 
 SEC("syscall")
 int why(void *ctx)
 {
 	struct deny_question *q;
+	struct walk *w;
 	u32 zero = 0;
 
 	q = bpf_map_lookup_elem(&questions, &zero);
-	if (!q)
+	w = bpf_map_lookup_elem(&walks, &zero);
+	if (!q || !w)
 		return 0;
 	bpf_rcu_read_lock();
-	q->err = answer(q);
+	q->err = answer(q, w);
 	bpf_rcu_read_unlock();
 	return 0;
 }

@@ -14,7 +14,7 @@ use crate::object;
 use crate::params::Assignment;
 use crate::shape::Shape;
 use crate::tree::{self, Tree};
-use crate::{crash, history, journal, mend, sys, tables, timing};
+use crate::{crash, extension, history, journal, mend, sys, tables, timing};
 
 /// A policy that the kernel's verifier has accepted, not yet attached.
 pub struct Loaded {
@@ -30,6 +30,8 @@ pub struct Loaded {
     pub warnings: Vec<String>,
     /// [`object::build`] of the object.
     pub build: u64,
+    /// What is between the programs themselves, and has no effect before they are attached.
+    pub inner: Vec<(String, Link)>,
     session: Box<dyn Session>,
 }
 
@@ -71,10 +73,10 @@ pub fn load(policy: Policy, params: &[Assignment], options: &Options) -> Result<
     }
     drop(kernel);
     let build = opened.build;
-    let (mut object, shape) = opened.load(&policy)?;
+    let object::Loaded { mut object, shape, inner } = opened.load(&policy)?;
     timing::bpf(|| tables::fill(&object, &tables))?;
     timing::bpf(|| session.configure(&mut object, &shape))?;
-    Ok(Loaded { policy, kind, object, shape, warnings, session, build })
+    Ok(Loaded { policy, kind, object, shape, warnings, inner, session, build })
 }
 
 impl Loaded {
@@ -230,9 +232,13 @@ fn put(tree: &Tree, mut loaded: Loaded, options: &Options, place: Place) -> Resu
             .hint(crash::pointer(crash::keep(&live, &why)))
             .into());
     }
-    let mut links = links?;
+    let mut links: Vec<_> = loaded.inner.into_iter().chain(links?).collect();
     for (name, link) in &links {
-        live.meta.links.insert(name.clone(), link.info()?.id);
+        let info = link.info()?;
+        live.meta.links.insert(name.clone(), info.id);
+        if let Some(extension) = extension::stand_in(name) {
+            live.meta.programs.insert(extension.to_owned(), info.prog_id);
+        }
     }
     let kept = live.meta.clone().into_map().and_then(|(mut record, _)| {
         let map = record.info()?.info.id;

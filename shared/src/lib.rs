@@ -17,6 +17,7 @@ pub mod dashboard;
 pub mod desired;
 pub mod error;
 pub mod events;
+pub mod extension;
 pub mod feed;
 pub mod history;
 pub mod holders;
@@ -41,6 +42,7 @@ pub mod socket;
 pub mod stats;
 pub mod supervise;
 pub mod swap;
+pub mod symbol;
 #[allow(unsafe_code, reason = "the one module with raw libbpf calls")]
 pub mod sys;
 pub mod tables;

@@ -6,10 +6,13 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
 
-use libbpf_rs::{MapCore, MapHandle, MapType, Object, ObjectBuilder, OpenObject, ProgramType};
+use libbpf_rs::{
+    Link, MapCore, MapHandle, MapType, Object, ObjectBuilder, OpenObject, ProgramType,
+};
 
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
+use crate::extension::{self, Extension};
 use crate::kernel::Kernel;
 use crate::layout::Layout;
 use crate::log;
@@ -31,6 +34,19 @@ pub struct Opened {
     pub warnings: Vec<String>,
     /// [`build`] of it.
     pub build: u64,
+    /// What is loaded once for several of its programs, and the object again, to load that from.
+    extensions: Vec<Extension>,
+    again: Option<OpenObject>,
+}
+
+/// An object that the kernel has.
+pub struct Loaded {
+    /// libbpf's object.
+    pub object: Object,
+    /// What it offers.
+    pub shape: Shape,
+    /// The links of its extensions, which do nothing yet: no program is attached.
+    pub inner: Vec<(String, Link)>,
 }
 
 /// A number that tells one build of an object from another: what is in the kernel from another build
@@ -65,13 +81,17 @@ pub fn open_bytes(policy: &Policy, bytes: &[u8]) -> Result<Opened> {
             .into());
     }
     let said = log::capture();
-    let object = ObjectBuilder::default()
-        .name(&policy.manifest.policy.name)
-        .and_then(|b| timing::bpf(|| b.open_memory(bytes)))
-        .map_err(|e| {
+    let open = || {
+        let mut builder = ObjectBuilder::default();
+        let builder = builder.name(&policy.manifest.policy.name);
+        builder.and_then(|b| timing::bpf(|| b.open_memory(bytes))).map_err(|e| {
             bad(format!("libbpf can't read the object: {e:#}{}", said.tail()))
                 .hint("is the file complete? compile it with clang -g --target=bpf")
-        })?;
+        })
+    };
+    let mut object = open()?;
+    let extensions = extension::set_aside(&mut object)?;
+    let again = if extensions.is_empty() { None } else { Some(open()?) };
     let shape = match sys::object_btf(&object) {
         Ok(Some(btf)) => Shape::of(&btf),
         _ => {
@@ -80,7 +100,8 @@ pub fn open_bytes(policy: &Policy, bytes: &[u8]) -> Result<Opened> {
                 .into());
         }
     };
-    let mut opened = Opened { object, shape, warnings: Vec::new(), build: build(bytes) };
+    let (warnings, build) = (Vec::new(), build(bytes));
+    let mut opened = Opened { object, shape, warnings, build, extensions, again };
     check_stats(policy, &opened.shape)?;
     params::known(&policy.manifest, &opened.shape, &policy.file(), &policy.text)?;
     opened.warnings = unlisted(policy, &opened.shape);
@@ -293,23 +314,33 @@ impl Opened {
     ///
     /// # Errors
     /// Exit status 1 with the end of the verifier's log.
-    pub fn load(self, policy: &Policy) -> Result<(Object, Shape)> {
-        let said = log::capture();
-        let object = timing::bpf(|| self.object.load()).map_err(|e| {
-            let log = said.tail();
-            let error = if e.kind() == libbpf_rs::ErrorKind::PermissionDenied
-                && !rustix::process::geteuid().is_root()
-            {
-                Error::failed(format!("can't load {}: not permitted", policy.id()))
-                    .hint("run it as root")
-            } else {
-                Error::failed(format!("the kernel refuses {}: {e:#}{log}", policy.id()))
-                    .hint(hint(&log))
-            };
-            anyhow::Error::from(error)
-        })?;
-        Ok((object, self.shape))
+    pub fn load(self, policy: &Policy) -> Result<Loaded> {
+        let object = verify(self.object, policy)?;
+        let inner = match self.again {
+            Some(again) => timing::bpf(|| {
+                extension::put(again, &self.extensions, &object, |open| verify(open, policy))
+            })?,
+            None => Vec::new(),
+        };
+        Ok(Loaded { object, shape: self.shape, inner })
     }
+}
+
+fn verify(object: OpenObject, policy: &Policy) -> Result<Object> {
+    let said = log::capture();
+    timing::bpf(|| object.load()).map_err(|e| {
+        let log = said.tail();
+        let error = if e.kind() == libbpf_rs::ErrorKind::PermissionDenied
+            && !rustix::process::geteuid().is_root()
+        {
+            Error::failed(format!("can't load {}: not permitted", policy.id()))
+                .hint("run it as root")
+        } else {
+            Error::failed(format!("the kernel refuses {}: {e:#}{log}", policy.id()))
+                .hint(hint(&log))
+        };
+        error.into()
+    })
 }
 
 fn hint(log: &str) -> &'static str {

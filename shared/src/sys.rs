@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libbpf_rs::btf::{Btf, BtfKind, TypeId};
 use libbpf_rs::libbpf_sys as raw;
-use libbpf_rs::{AsRawLibbpf, MapCore, OpenObject};
+use libbpf_rs::{AsRawLibbpf, Link, MapCore, OpenObject, Program};
 
 /// The BTF of an object that is open but not loaded.
 ///
@@ -97,6 +97,27 @@ pub fn link_replace_map(
     // SAFETY: the options outlive the call and their size is set.
     let ret = unsafe { raw::bpf_link_update(link.as_raw_fd(), new.as_raw_fd(), &raw mut options) };
     if ret < 0 { Err(io::Error::from_raw_os_error(-ret)) } else { Ok(()) }
+}
+
+/// Has `extension` (`BPF_PROG_TYPE_EXT`) take the place of `function` in the program `target`.
+///
+/// # Errors
+/// What the kernel says: EBUSY when another one has that place.
+pub fn attach_extension(
+    extension: &Program<'_>,
+    target: BorrowedFd<'_>,
+    function: &str,
+) -> io::Result<Link> {
+    let function = CString::new(function)?;
+    let program = extension.as_libbpf_object();
+    // SAFETY: program and text outlive the call, and libbpf keeps neither: the link that it makes is
+    // about the kernel's objects.
+    let link = unsafe {
+        raw::bpf_program__attach_freplace(program.as_ptr(), target.as_raw_fd(), function.as_ptr())
+    };
+    let link = std::ptr::NonNull::new(link).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: libbpf just made it (it gives null else), and nobody else has it.
+    Ok(unsafe { Link::from_ptr(link) })
 }
 
 /// Pins what `object` refers to at `path`; it may be pinned elsewhere, too.

@@ -6,6 +6,10 @@ use crate::error::{Error, Result};
 use crate::kernel::Kernel;
 use crate::layout::Layout;
 use crate::shape::{Global, Shape};
+use crate::symbol;
+
+/// What precedes a symbol's name in the name of the global that gets its address.
+const SYMBOL: &str = "polity_ksym_";
 
 /// Whether `name` is filled by the host, so that no manifest need list it.
 pub fn is(name: &str) -> bool {
@@ -18,7 +22,7 @@ pub fn is(name: &str) -> bool {
 /// The bytes of each well-known global that the object declares.
 ///
 /// # Errors
-/// The topology can't be read.
+/// The topology can't be read, or the kernel's symbols can't be looked up.
 pub fn values<'a>(shape: &'a Shape, kernel: &Kernel) -> Result<Vec<(&'a Global, Vec<u8>)>> {
     let mut values = Vec::new();
     let scx: Vec<&Global> = shape.globals.iter().filter(|g| g.name.starts_with("__SCX_")).collect();
@@ -29,6 +33,14 @@ pub fn values<'a>(shape: &'a Shape, kernel: &Kernel) -> Result<Vec<(&'a Global, 
             // this kernel does not have stays zero, which is how policies see that.
             let value = names.iter().find(|(n, _)| *n == global.name[2..]).map_or(0, |(_, v)| *v);
             values.push((global, value.to_le_bytes()[..global.layout.size().min(8)].to_vec()));
+        }
+    }
+    let symbols: Vec<_> =
+        shape.globals.iter().filter_map(|g| Some((g, g.name.strip_prefix(SYMBOL)?))).collect();
+    if !symbols.is_empty() {
+        let names: Vec<&str> = symbols.iter().map(|(_, name)| *name).collect();
+        for ((global, _), address) in symbols.iter().zip(symbol::addresses(&names)?) {
+            values.push((*global, address.to_ne_bytes().to_vec()));
         }
     }
     let topology: Vec<&Global> =

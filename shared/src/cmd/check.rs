@@ -1,5 +1,6 @@
 //! `polity check`.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use crate::attach::{Loaded, load};
 use crate::cli::Check;
 use crate::error::{Error, Result};
 use crate::kind::{Options, Tested};
-use crate::{catalog, desired, live, out, render};
+use crate::{catalog, desired, extension, live, out, render};
 
 /// Loads a policy, or all that a desired-state file wants, and throws it away, telling what the
 /// verifier made of it, and what its rules say to the tests beside them.
@@ -66,13 +67,20 @@ fn judge(tests: &[Tested]) -> Result<()> {
 
 /// Each program and what it cost.
 fn programs(loaded: &Loaded) -> Vec<(String, live::Cost)> {
-    let loaded = loaded.object.progs().filter(|p| p.autoload());
-    loaded
-        .filter_map(|program| {
-            let id = libbpf_rs::Program::id_from_fd(program.as_fd()).ok()?;
-            Some((program.name().to_string_lossy().into_owned(), live::program(id)?))
+    let programs = loaded.object.progs().filter(|p| p.autoload());
+    let own = programs.filter_map(|program| {
+        let id = libbpf_rs::Program::id_from_fd(program.as_fd()).ok()?;
+        Some((program.name().to_string_lossy().into_owned(), id))
+    });
+    // One for all the places that it stands in.
+    let shared: BTreeMap<_, _> = loaded
+        .inner
+        .iter()
+        .filter_map(|(name, link)| {
+            Some((extension::stand_in(name)?.to_owned(), link.info().ok()?.prog_id))
         })
-        .collect()
+        .collect();
+    own.chain(shared).filter_map(|(name, id)| Some((name, live::program(id)?))).collect()
 }
 
 fn report(loaded: &Loaded, tests: &[Tested]) -> Value {

@@ -8,6 +8,7 @@
 //! rules of ours: all its programs are attached as they are.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use libbpf_rs::{Link, Object};
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use super::{Kind, Options, Session, Tested, Update, attach_programs};
 use crate::catalog::Policy;
 use crate::error::{Error, Result};
+use crate::extension;
 use crate::kernel::{Fact, Kernel, read};
 use crate::live::Live;
 use crate::object::Opened;
@@ -79,9 +81,15 @@ fn ftrace() -> Option<Fact> {
     })
 }
 
-/// The hook that a program of a policy with rules of ours is for.
-fn hook_of(program: &str) -> Option<&str> {
+/// The hook that a program of a policy with rules of ours is for, by the program's name or by a link's.
+fn hook_of(name: &str) -> Option<&str> {
+    let program = extension::program_of(name);
     program.strip_prefix("on_").or_else(|| program.strip_prefix("lock_"))
+}
+
+/// Whether a link is one that rules don't need, which need these programs.
+fn is_needless(link: &str, needed: &BTreeSet<String>) -> bool {
+    hook_of(link).is_some() && !needed.contains(extension::program_of(link))
 }
 
 impl Kind for Lsm {
@@ -162,7 +170,7 @@ impl Kind for Lsm {
         let rules = parse::parse(file, text, &policy.manifest.policy.name)?;
         let now = lock::Told::of(live, 0)?;
         let needed = rules.programs();
-        let needless = |name: &String| hook_of(name).is_some() && !needed.contains(name);
+        let needless = |link: &String| is_needless(link, &needed);
         Ok(if now.digest != rules.digest() {
             Some(format!("rules: {} -> {}", now.rules, rules.rules.len()))
         } else if live.links().len() < live.meta.links.len() {

@@ -19,7 +19,7 @@ use super::parse::parse;
 use super::plan::{Plan, plan};
 use super::rules::Rules;
 use super::scan;
-use super::{hook_of, lock};
+use super::{hook_of, is_needless, lock};
 use crate::catalog::Policy;
 use crate::error::Result;
 use crate::kernel::Kernel;
@@ -124,8 +124,9 @@ impl NewRules {
             let name = program.name().to_string_lossy().into_owned();
             program.set_autoload(missing.contains(&name));
         }
-        let (mut object, _) = opened.load(policy)?;
-        attach_programs(&mut object)
+        let mut loaded = opened.load(policy)?;
+        loaded.inner.extend(attach_programs(&mut loaded.object)?);
+        Ok(loaded.inner)
     }
 
     fn fill(&self, generation: u64) -> Result<()> {
@@ -136,8 +137,7 @@ impl NewRules {
     /// The hooks that the rules in force do not need any more.
     fn needless(&self) -> Vec<String> {
         let programs = self.rules.programs();
-        let needless = |name: &&String| hook_of(name).is_some() && !programs.contains(*name);
-        self.meta.links.keys().filter(needless).cloned().collect()
+        self.meta.links.keys().filter(|link| is_needless(link, &programs)).cloned().collect()
     }
 
     fn link_path(&self, name: &str) -> PathBuf {
