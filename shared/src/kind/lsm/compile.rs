@@ -1,6 +1,6 @@
 //! From a plan and the identities of its objects to what goes into the maps.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap as HashMap;
 
 use super::model::{
     Class, Compiled, Effect, FIRST_GLOB, Label, Mask, NAMES, NO_RULE, Node, Object, PIN, WORDS,
@@ -88,7 +88,7 @@ pub fn compile(
         ..Compiled::default()
     };
     let mut effects = Effects::default();
-    let mut wants: HashMap<NodeId, Wants> = HashMap::new();
+    let mut wants: HashMap<NodeId, Wants> = HashMap::default();
     for (node, more) in &plan.wants {
         let all = wants.entry(same.of(*node)).or_default();
         all.set.extend(&more.set);
@@ -102,7 +102,7 @@ pub fn compile(
         if id == own {
             out.nodes[id as usize].parent = parent;
         }
-        out.names.push((parent, node.name.to_string(), id));
+        out.names.push((parent, node.name.clone(), id));
     }
     out.names.sort_unstable();
     out.names.dedup();
@@ -187,7 +187,7 @@ impl Compiled {
             return;
         }
         let mut anchors: HashMap<Object, NodeId> = self.anchors.iter().copied().collect();
-        let mut alike: HashMap<(NodeId, Mask), NodeId> = HashMap::new();
+        let mut alike: HashMap<(NodeId, Mask), NodeId> = HashMap::default();
         for extra in extras {
             if let Some(id) = anchors.get(&extra.object) {
                 self.widen(*id, extra.mask, effects);
@@ -224,7 +224,7 @@ impl Compiled {
     /// For each file system that holds anchors, all their classes: what holds for an object
     /// there of which nobody can tell where it is.
     fn supers(&mut self, effects: &mut Effects) {
-        let mut by_dev: HashMap<u32, Mask> = HashMap::new();
+        let mut by_dev: HashMap<u32, Mask> = HashMap::default();
         for (object, node) in &self.anchors {
             let effect = self.nodes[*node as usize].effect;
             let set = self.globs.within_reach(self.effects[effect as usize].set);
@@ -249,7 +249,7 @@ struct Same(Vec<NodeId>);
 impl Same {
     fn find(plan: &Plan, objects: &[Option<Object>]) -> Self {
         let mut same = Self((0..plan.trie.len() as NodeId).collect());
-        let mut first = HashMap::new();
+        let mut first = HashMap::default();
         for (id, object) in objects.iter().enumerate().skip(1) {
             if let Some(object) = object {
                 let id = id as NodeId;
@@ -259,7 +259,7 @@ impl Same {
         }
         // Until no two nodes of one name have the same parent.
         loop {
-            let mut names: HashMap<(NodeId, &str), NodeId> = HashMap::new();
+            let mut names: HashMap<(NodeId, &str), NodeId> = HashMap::default();
             let mut joined = false;
             for (id, node) in plan.trie.iter() {
                 let other = *names.entry((same.of(node.parent), &node.name)).or_insert(id);

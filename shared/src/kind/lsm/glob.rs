@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A glob, taken apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Glob {
     /// The path before the first pattern; `None` is the root of every file system.
     pub start: Option<String>,

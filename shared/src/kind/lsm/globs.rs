@@ -3,7 +3,9 @@
 //! next name leads from there to the next spot or to the rule's class. The C side is
 //! `lsm/fs-deny/globs.bpf.h`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+
+use rustc_hash::FxHashMap as HashMap;
 
 use super::glob::{Part, Pattern};
 use super::model::Mask;
@@ -162,7 +164,7 @@ pub struct Route<'g> {
 impl<'g> Route<'g> {
     /// One to `class`.
     pub fn new(class: u32) -> Self {
-        Self { class, hole: false, all: Mask::default().with(class), known: HashMap::new() }
+        Self { class, hole: false, all: Mask::default().with(class), known: HashMap::default() }
     }
 
     /// From here on, holes in it.

@@ -1,5 +1,7 @@
 //! The hashes that the host shares with the policy: of names, and the filter over inode numbers.
 
+use std::hash::Hasher;
+
 use super::model::Object;
 
 /// `DENY_BLOOM_BITS`
@@ -16,6 +18,20 @@ pub fn name(hash: u64, name: &[u8]) -> u64 {
         let hash = (hash ^ u64::from_le_bytes(word)).wrapping_mul(GOLDEN);
         hash ^ hash >> 32
     })
+}
+
+/// The same over whatever has a [`std::hash::Hash`]: one build of the host gives one digest.
+#[derive(Default)]
+pub struct Digest(u64);
+
+impl Hasher for Digest {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = name(self.0, bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// The hash of a file system type, `fuse.sshfs` being a subtype.

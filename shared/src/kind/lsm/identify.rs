@@ -1,11 +1,11 @@
 //! What the kernel calls the objects behind paths: asked of the policy's own program
 //! `identify`, for stat(2) shows other numbers on btrfs and overlayfs.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use rustc_hash::FxHashMap as HashMap;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -115,7 +115,7 @@ impl<'o> Identify<'o> {
     /// The kernel does not tell.
     pub fn trie(mut self, trie: &Trie) -> Result<Vec<Option<Object>>> {
         self.found = vec![None; trie.len()];
-        let mut children: HashMap<NodeId, Vec<NodeId>> = HashMap::new();
+        let mut children: HashMap<NodeId, Vec<NodeId>> = HashMap::default();
         for (id, node) in trie.iter() {
             children.entry(node.parent).or_default().push(id);
         }

@@ -179,7 +179,7 @@ pub struct Compiled {
     /// Objects and their nodes.
     pub anchors: Vec<(Object, u32)>,
     /// Parent, name and node.
-    pub names: Vec<(u32, String, u32)>,
+    pub names: Vec<(u32, Arc<str>, u32)>,
     /// Kind, value and effect.
     pub labels: Vec<(Label, u64, u32)>,
     /// File system types, by name, and their effect.

@@ -5,9 +5,11 @@
 //! holes has a class to itself, for a hole is a bit cleared; so has one with globs, whose places on
 //! the way are further bits (`globs`).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+
+use rustc_hash::FxHashMap as HashMap;
 
 use super::glob::{Glob, Part, Pattern};
 use super::globs::{Globs, Route, Tails};
@@ -86,7 +88,7 @@ struct Key<'a> {
 /// More classes than there are bits.
 pub fn plan(rules: &Rules, links: &mut dyn Links, file: &Path, text: &str) -> Result<Plan> {
     let mut plan = Plan { hooks: rules.hooks(), ..Plan::default() };
-    let mut known: HashMap<_, u32> = HashMap::new();
+    let mut known: HashMap<_, u32> = HashMap::default();
     for (index, rule) in rules.rules.iter().enumerate() {
         let solo = rule.object.has_holes() || matches!(rule.object, Object::Globs { .. });
         let key = Key {

@@ -1,6 +1,8 @@
 //! Compiled rules as bytes for the policy's maps: every type here is laid out as in
 //! `lsm/fs-deny/model.bpf.h`.
 
+use std::sync::Arc;
+
 use super::glob::Pattern;
 use super::globs::Change;
 use super::hash;
@@ -49,7 +51,7 @@ impl Records {
 
 /// By the name of the pair of maps that they go into.
 pub fn all(c: &Compiled, rules: &Rules, seed: u64) -> [(&'static str, Records); 9] {
-    let name = |bytes: Bytes, (parent, name, _): &&(u32, String, u32)| {
+    let name = |bytes: Bytes, (parent, name, _): &&(u32, Arc<str>, u32)| {
         bytes.u64(hash::name(seed, name.as_bytes())).u32(*parent).u32(name.len() as u32)
     };
     [

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -66,12 +67,11 @@ impl Rules {
 
     /// The same for the same rules, whatever their layout in the file.
     pub fn digest(&self) -> u64 {
-        let plain = |rule: &Rule| Rule { span: 0..0, ..rule.clone() };
-        let mode = || hash::name(0, self.mode.to_string().as_bytes());
         *self.digest.get_or_init(|| {
-            self.rules.iter().fold(mode(), |digest, rule| {
-                hash::name(digest, format!("{:?}", plain(rule)).as_bytes())
-            })
+            let mut digest = hash::Digest::default();
+            self.mode.hash(&mut digest);
+            self.rules.iter().for_each(|rule| rule.hash(&mut digest));
+            digest.finish()
         })
     }
 }
@@ -133,6 +133,14 @@ pub struct Rule {
     pub span: Range<usize>,
 }
 
+/// What it says, wherever it stands.
+impl Hash for Rule {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { name, deny, object, subject, mode, errno, rate, pin, revoke, span: _ } = self;
+        (name, deny, object, subject, mode, errno, rate, pin, revoke).hash(state);
+    }
+}
+
 impl Rule {
     /// Whether its directories, and what is beneath them, are kept in place. Audit changes nothing
     /// at all, so it keeps nothing.
@@ -148,7 +156,7 @@ pub fn errno_name(errno: i32) -> String {
 }
 
 /// What a rule is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Object {
     /// Files, or directories and all beneath them.
     Paths {

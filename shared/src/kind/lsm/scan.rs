@@ -5,7 +5,7 @@
 //! The rules must already keep things from being taken out while this runs ([`super::Lsm`]
 //! sees to it), or a link made behind the search's back would be missed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use procfs::process::{MountInfo, Process};
+use rustc_hash::FxHashMap as HashMap;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -72,9 +73,9 @@ struct Rules<'c> {
 
 impl<'c> Rules<'c> {
     fn new(compiled: &'c Compiled) -> Self {
-        let mut parents: HashMap<_, Vec<_>> = HashMap::new();
+        let mut parents: HashMap<_, Vec<_>> = HashMap::default();
         for (parent, name, id) in &compiled.names {
-            parents.entry(*parent).or_default().push((*id, name.as_str()));
+            parents.entry(*parent).or_default().push((*id, &**name));
         }
         let names = compiled.names.iter().map(|(p, name, id)| ((*p, name.as_bytes()), *id));
         Self { compiled, names: names.collect(), parents }
@@ -215,7 +216,7 @@ impl<'c> Search<'c> {
             oracle,
             rules,
             mounts: mounts.into_iter().map(|m| (m.mount_point.clone(), m)).collect(),
-            linked: HashMap::new(),
+            linked: HashMap::default(),
             batch: Vec::new(),
             extras: Vec::new(),
             files: 0,

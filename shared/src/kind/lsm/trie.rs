@@ -1,7 +1,9 @@
 //! The components of every path in the rules, as a trie; names continue from node to node the
 //! way directories do.
 
-use std::collections::HashMap;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap as HashMap;
 
 /// A node's number; 0 is none, 1 is `/`.
 pub type NodeId = u32;
@@ -30,20 +32,20 @@ pub struct Node {
     /// The node above; `ROOT` is its own.
     pub parent: NodeId,
     /// Its name there.
-    pub name: Box<str>,
+    pub name: Arc<str>,
 }
 
 /// All components.
 #[derive(Debug, Clone)]
 pub struct Trie {
     nodes: Vec<Node>,
-    children: HashMap<(NodeId, Box<str>), NodeId>,
+    children: HashMap<NodeId, HashMap<Arc<str>, NodeId>>,
 }
 
 impl Default for Trie {
     fn default() -> Self {
         let root = Node { parent: ROOT, name: "".into() };
-        Self { nodes: vec![root.clone(), root], children: HashMap::new() }
+        Self { nodes: vec![root.clone(), root], children: HashMap::default() }
     }
 }
 
@@ -70,7 +72,7 @@ impl Trie {
 
     /// The child of `parent` called `name`.
     pub fn child(&self, parent: NodeId, name: &str) -> Option<NodeId> {
-        self.children.get(&(parent, name.into())).copied()
+        self.children.get(&parent)?.get(name).copied()
     }
 
     /// The path of a node.
@@ -94,11 +96,13 @@ impl Trie {
     }
 
     fn step(&mut self, parent: NodeId, name: &str) -> NodeId {
-        let next = self.nodes.len() as NodeId;
-        let id = *self.children.entry((parent, name.into())).or_insert(next);
-        if id == next {
-            self.nodes.push(Node { parent, name: name.into() });
+        let children = self.children.entry(parent).or_default();
+        if let Some(id) = children.get(name) {
+            return *id;
         }
+        let (id, name) = (self.nodes.len() as NodeId, Arc::<str>::from(name));
+        children.insert(name.clone(), id);
+        self.nodes.push(Node { parent, name });
         id
     }
 
@@ -173,7 +177,7 @@ mod tests {
 
     #[test]
     fn links_are_followed_and_kept() {
-        let mut links = Fake(HashMap::from([
+        let mut links = Fake(HashMap::from_iter([
             ("/var/run", "../run"),
             ("/run/lock", "/tmp/./lock"),
             ("/loop", "loop"),
