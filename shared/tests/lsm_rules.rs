@@ -36,8 +36,7 @@ fn compiled(plan: &Plan) -> Compiled {
 
 /// The classes that hold at `path`, folded down the names as the kernel does.
 fn state(compiled: &Compiled, path: &str) -> Mask {
-    let names: HashMap<_, _> =
-        compiled.names.iter().map(|(p, n, id)| ((*p, &**n), *id)).collect();
+    let names: HashMap<_, _> = compiled.names.iter().map(|(p, n, id)| ((*p, &**n), *id)).collect();
     let effect = |id: u32| compiled.effects[compiled.nodes[id as usize].effect as usize];
     let mut at = Some(ROOT);
     let mut mask = effect(ROOT).apply(compiled.globs.everywhere);

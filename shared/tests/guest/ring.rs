@@ -12,6 +12,7 @@ use crate::polity::polity;
 use crate::snapshot::{self, default, sched_ext};
 use crate::sockets::{self, INIT, Pairs, Traffic};
 use crate::steps::{Harm, Step};
+use crate::supervised::install;
 
 /// A file and what holds once it is applied.
 pub struct State {
@@ -54,11 +55,11 @@ impl State {
         };
         [
             state(
-                format!("{rules}{ANOTHER}{}", tcp("reno]")),
+                format!("{rules}{ANOTHER}{}{}", tcp("reno]"), scheduler("plain", "")),
                 "bpf_reno",
                 Value::Null,
                 &[GUARDED, OTHER],
-                "",
+                "plain",
                 Value::Null,
             ),
             state(
@@ -77,7 +78,7 @@ impl State {
                 "fifo",
                 5000.into(),
             ),
-            state(scheduler("fair", ""), old, Value::Null, &[], "fair", Value::Null),
+            state(String::new(), old, Value::Null, &[], "", Value::Null),
         ]
     }
 
@@ -141,6 +142,9 @@ impl Ring {
             fs::create_dir_all(folder).unwrap();
             fs::write(format!("{folder}/file"), "x").unwrap();
         }
+        if sched_ext().is_some() {
+            install("plain");
+        }
         let old = default();
         let pairs = Pairs::open(INIT, 2);
         let traffic = Traffic::over(std::slice::from_ref(&pairs));
@@ -203,6 +207,7 @@ impl Ring {
         eprintln!("{bytes} bytes over {} connections, all right", self.pairs.ends.len() / 2);
         drop(self.pairs);
         polity(&["detach", "--all"]).ok();
+        let _ = fs::remove_dir_all("/etc/polity/policies/schedulers/plain");
         assert_eq!(default(), self.old);
     }
 }

@@ -79,12 +79,12 @@ fn seconds(from: &Value, to: &Value) -> f64 {
     at(to).duration_since(at(from)).as_secs_f64()
 }
 
-/// The policy that the watchdog ejects, where a file can name it.
-fn install_stall() {
-    let place = "/etc/polity/policies/schedulers/stall";
-    fs::create_dir_all(place).unwrap();
-    for file in ["policy.toml", "stall.bpf.o"] {
-        fs::copy(format!("/policies/stall/{file}"), format!("{place}/{file}")).unwrap();
+/// Puts a scheduler that only tests have where a file can name it.
+pub fn install(name: &str) {
+    let place = format!("/etc/polity/policies/schedulers/{name}");
+    fs::create_dir_all(&place).unwrap();
+    for file in ["policy.toml".to_owned(), format!("{name}.bpf.o")] {
+        fs::copy(format!("/policies/{name}/{file}"), format!("{place}/{file}")).unwrap();
     }
 }
 
@@ -92,7 +92,7 @@ const STALL: &str = "[schedulers.stall]\nparams = { drop_every = 3 }\n\
     fallback = [\"schedulers/fifo\"]\n";
 
 fn fallback() {
-    install_stall();
+    install("stall");
     let before = history().len();
     let serve =
         Serve::start(&format!("{STALL}retry = {{ after = \"3s\", times = 2, within = \"1h\" }}\n"));
