@@ -31,6 +31,7 @@ struct walk {
 	u8 asked;		/* a question: tell the verdict, count and report nothing */
 	u8 roots;		/* a child of dir is the root of a mount under the rules */
 	u8 exe_known;
+	u8 mounting;		/* on the object */
 	struct deny_state st;
 	struct deny_state parent;	/* of the object's directory; flags: as deny_dir has them */
 	struct deny_mask hit;	/* classes that it falls under, of those asked about */

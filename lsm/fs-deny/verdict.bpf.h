@@ -272,7 +272,8 @@ static __always_inline int judge(struct walk *w)
 
 /*
  * Every hook comes here, and the verifier would follow all of it for each. So the hooks have this
- * stub, and the host loads decide() once, to replace it in all of them.
+ * stub, and the host loads decide() once, to replace it in all of them. They have no other function
+ * that is global: somebody else's program could take the place of that (but not of one in decide()).
  */
 GLOBAL int deny_judge(struct walk *w)
 {
@@ -309,7 +310,12 @@ static __always_inline bool is_beside(struct walk *w)
 SEC("freplace/deny_judge")
 int decide(struct walk *w)
 {
-	return !w || is_beside(w) ? 0 : judge(w);
+	int ret;
+
+	if (!w || is_beside(w))
+		return 0;
+	ret = judge(w);
+	return ret || !w->mounting ? ret : deny_note_mount(w);
 }
 
 /*
@@ -394,16 +400,14 @@ static __always_inline int check(struct dentry *dentry, struct inode *inode, u32
 /* The same for a mount point. What will be mounted there the rules will hold for, too. */
 static __always_inline int check_mount(struct dentry *dentry, u32 ops)
 {
-	struct walk w = { .ops = ops };
-	int ret;
+	struct walk w = { .ops = ops, .mounting = 1 };
 
 	if (!in_force(&w.gen))
 		return 0;
 	stat_inc(checks);
 	w.dentry = (u64)dentry;
 	w.inode = (u64)dentry->d_inode;
-	ret = judge_in(&w, NULL, NULL);
-	return ret ?: bounded(deny_note_mount(&w));
+	return judge_in(&w, NULL, NULL);
 }
 
 /*

@@ -5,11 +5,9 @@
 //! that is loaded once (`BPF_PROG_TYPE_EXT`), and takes the place of the stub in every program that
 //! calls it, before any of these is attached.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::btf::{BtfKind, TypeId};
-use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
 use libbpf_rs::{Link, MapCore, Object, OpenObject, Program, ProgramType};
 
 use crate::error::{Error, Result};
@@ -62,15 +60,11 @@ pub fn set_aside(object: &mut OpenObject) -> libbpf_rs::Result<Vec<Extension>> {
 
 /// The programs of a loaded object that have the function of an extension.
 fn targets<'a>(extension: &Extension, object: &'a Object) -> Vec<Program<'a>> {
-    let options = ProgInfoQueryOptions::default().include_func_info(true);
-    let has = |info: &libbpf_rs::query::ProgramInfo| {
-        info.func_info.iter().any(|f| TypeId::from(f.type_id) == extension.id)
+    let has = |program: &Program<'_>| {
+        let functions = sys::program_functions(program.as_fd());
+        functions.is_ok_and(|all| all.contains(&extension.id))
     };
-    let having: BTreeMap<u32, ()> =
-        ProgInfoIter::with_query_opts(options).filter(has).map(|info| (info.id, ())).collect();
-    let is_one =
-        |p: &Program<'_>| Program::id_from_fd(p.as_fd()).is_ok_and(|id| having.contains_key(&id));
-    object.progs().filter(|p| p.autoload()).filter(is_one).collect()
+    object.progs().filter(|p| p.autoload()).filter(has).collect()
 }
 
 /// Loads `extensions` from `open`, the same object opened once more, with the maps of `object`, and has each

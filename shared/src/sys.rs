@@ -177,6 +177,35 @@ pub fn program_cost(program: BorrowedFd<'_>) -> io::Result<crate::live::Cost> {
     Ok(crate::live::Cost { verified: info.verified_insns, jited: info.jited_prog_len })
 }
 
+/// The types of a program's functions in the BTF that it was loaded with.
+///
+/// # Errors
+/// What the kernel says.
+pub fn program_functions(program: BorrowedFd<'_>) -> io::Result<Vec<TypeId>> {
+    let record = raw::bpf_func_info::default();
+    let (mut functions, mut info) = (Vec::new(), raw::bpf_prog_info::default());
+    // First how many there are, then what.
+    for _ in 0..2 {
+        functions.resize(info.nr_func_info as usize, record);
+        info = raw::bpf_prog_info {
+            nr_func_info: functions.len() as u32,
+            func_info_rec_size: size_of_val(&record) as u32,
+            func_info: functions.as_mut_ptr() as u64,
+            ..Default::default()
+        };
+        let mut len = size_of::<raw::bpf_prog_info>() as u32;
+        // SAFETY: the kernel writes at most `len` bytes into `info`, and into `functions` at most as
+        // many records as it has; no other pointer in `info` is set.
+        let ret = unsafe {
+            raw::bpf_obj_get_info_by_fd(program.as_raw_fd(), (&raw mut info).cast(), &raw mut len)
+        };
+        if ret < 0 {
+            return Err(io::Error::from_raw_os_error(-ret));
+        }
+    }
+    Ok(functions.iter().map(|f| TypeId::from(f.type_id)).collect())
+}
+
 /// References to a struct_ops map beyond user space's: its link, sockets, namespaces
 /// (`bpf_struct_ops_map_sys_lookup_elem`).
 pub fn struct_ops_refcount(map: &impl MapCore) -> Option<i32> {
