@@ -251,7 +251,8 @@ fn events_for_many() {
             && others.iter().zip(before).all(|(o, before)| o.count() >= before + 10)
     });
     let same = |f: &Follower| f.1.lock().unwrap().last().cloned();
-    assert_eq!(same(&first), same(&others[0]));
+    // Counts from before may have been behind: one can have ten more and not yet the last.
+    eventually("all end with the same", || others.iter().all(|o| same(o) == same(&first)));
     drop(first);
     eventually("another takes over", || {
         denied();
