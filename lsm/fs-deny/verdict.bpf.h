@@ -292,7 +292,7 @@ static __always_inline bool is_beside(struct walk *w)
 	u64 name;
 
 	set = set_of(w->gen);
-	if (!set || w->stamp != (w->gen << 32 | tree_seq()))
+	if (!set || w->stamp != stamp_of(w->gen))
 		return false;
 	if (flags & (w->ops | OP(DENY_ROOTS)) || w->ops & OP(DENY_DISK))
 		return false;
@@ -304,7 +304,7 @@ static __always_inline bool is_beside(struct walk *w)
 		return false;
 	if (flags & OP(DENY_GLOBS) && deny_is_named(w->gen, name, d->d_name.len))
 		return false;
-	return w->stamp == (w->gen << 32 | tree_seq());
+	return w->stamp == stamp_of(w->gen);
 }
 
 SEC("freplace/deny_judge")
@@ -357,11 +357,11 @@ static __always_inline bool is_free(struct deny_set *set, u64 gen, struct deny_d
 				    struct inode *inode, u32 ops)
 {
 	u32 matters = ops | OP(DENY_ROOTS) | DENY_BY_NAME;
-	u64 stamp = gen << 32 | tree_seq();
+	u64 stamp = stamp_of(gen);
 
 	return dir && !(ops & OP(DENY_DISK)) && *(volatile u64 *)&dir->stamp == stamp &&
 	       !(*(volatile u32 *)&dir->ops & matters) && !(inode && in_bloom(set, inode)) &&
-	       *(volatile u64 *)&dir->stamp == stamp && (gen << 32 | tree_seq()) == stamp;
+	       *(volatile u64 *)&dir->stamp == stamp && stamp_of(gen) == stamp;
 }
 
 /* The decision as every hook asks for it. */

@@ -52,6 +52,12 @@ static __always_inline u32 mount_seq(struct deny_set *set)
 	return polity_ksym_mount_lock ? sequence(polity_ksym_mount_lock) : 0;
 }
 
+/* What holds under it holds for these rules until the next rename or mount; never stored odd. */
+static __always_inline u64 stamp_of(u64 gen)
+{
+	return gen << 32 | tree_seq();
+}
+
 /* The name's address stands for the dentry's: the verifier won't have arithmetic with pointers. */
 static __always_inline u64 chain_print(u64 print, struct dentry *d)
 {
@@ -285,7 +291,7 @@ static __always_inline int parent_state(struct walk *w, bool of_object)
 {
 	int how;
 
-	if (of_object && w->stamp == (w->gen << 32 | tree_seq())) {
+	if (of_object && w->stamp == stamp_of(w->gen)) {
 		w->st = w->parent;
 		w->st.flags &= OP(DENY_NAMES) | OP(DENY_GLOBS);
 		w->roots = !!(w->parent.flags & OP(DENY_ROOTS));

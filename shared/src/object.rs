@@ -34,9 +34,9 @@ pub struct Opened {
     pub warnings: Vec<String>,
     /// [`build`] of it.
     pub build: u64,
-    /// What is loaded once for several of its programs, and the object again, to load that from.
+    /// What is loaded once for several of its programs, from the object opened again.
     extensions: Vec<Extension>,
-    again: Option<OpenObject>,
+    bytes: Vec<u8>,
 }
 
 /// An object that the kernel has.
@@ -65,43 +65,48 @@ pub fn open(policy: &Policy) -> Result<Opened> {
     open_bytes(policy, &policy.object()?)
 }
 
+/// Whatever is wrong with an object, with whose it is.
+fn bad(policy: &Policy, what: &str) -> Error {
+    Error::config(format!("{} ({}): {what}", policy.id(), policy.origin()))
+}
+
+fn read(policy: &Policy, bytes: &[u8]) -> Result<OpenObject> {
+    let said = log::capture();
+    let object = ObjectBuilder::default()
+        .name(&policy.manifest.policy.name)
+        .and_then(|b| timing::bpf(|| b.open_memory(bytes)))
+        .map_err(|e| {
+            bad(policy, &format!("libbpf can't read the object: {e:#}{}", said.tail()))
+                .hint("is the file complete? compile it with clang -g --target=bpf")
+        })?;
+    Ok(object)
+}
+
 /// As [`open`], with the object given.
 ///
 /// # Errors
 /// The same.
 pub fn open_bytes(policy: &Policy, bytes: &[u8]) -> Result<Opened> {
-    let bad =
-        |what: String| Error::config(format!("{} ({}): {what}", policy.id(), policy.origin()));
     // libbpf's ELF reader takes what it finds: be sure that it is an object file for BPF.
     const EM_BPF: u16 = 247;
     let machine = bytes.get(18..20).and_then(|b| b.try_into().ok()).map(u16::from_le_bytes);
     if bytes.get(..4) != Some(b"\x7fELF") || machine != Some(EM_BPF) {
-        return Err(bad("the object is no BPF object file".into())
+        return Err(bad(policy, "the object is no BPF object file")
             .hint("compile it with clang --target=bpf")
             .into());
     }
-    let said = log::capture();
-    let open = || {
-        let mut builder = ObjectBuilder::default();
-        let builder = builder.name(&policy.manifest.policy.name);
-        builder.and_then(|b| timing::bpf(|| b.open_memory(bytes))).map_err(|e| {
-            bad(format!("libbpf can't read the object: {e:#}{}", said.tail()))
-                .hint("is the file complete? compile it with clang -g --target=bpf")
-        })
-    };
-    let mut object = open()?;
+    let mut object = read(policy, bytes)?;
     let extensions = extension::set_aside(&mut object)?;
-    let again = if extensions.is_empty() { None } else { Some(open()?) };
     let shape = match sys::object_btf(&object) {
         Ok(Some(btf)) => Shape::of(&btf),
         _ => {
-            return Err(bad("the object has no BTF".into())
+            return Err(bad(policy, "the object has no BTF")
                 .hint("compile it with clang -g")
                 .into());
         }
     };
-    let (warnings, build) = (Vec::new(), build(bytes));
-    let mut opened = Opened { object, shape, warnings, build, extensions, again };
+    let (warnings, build, bytes) = (Vec::new(), build(bytes), bytes.to_vec());
+    let mut opened = Opened { object, shape, warnings, build, extensions, bytes };
     check_stats(policy, &opened.shape)?;
     params::known(&policy.manifest, &opened.shape, &policy.file(), &policy.text)?;
     opened.warnings = unlisted(policy, &opened.shape);
@@ -316,11 +321,14 @@ impl Opened {
     /// Exit status 1 with the end of the verifier's log.
     pub fn load(self, policy: &Policy) -> Result<Loaded> {
         let object = verify(self.object, policy)?;
-        let inner = match self.again {
-            Some(again) => timing::bpf(|| {
-                extension::put(again, &self.extensions, &object, |open| verify(open, policy))
-            })?,
-            None => Vec::new(),
+        let inner = match self.extensions.as_slice() {
+            [] => Vec::new(),
+            extensions => {
+                let again = read(policy, &self.bytes)?;
+                timing::bpf(|| {
+                    extension::put(again, extensions, &object, |open| verify(open, policy))
+                })?
+            }
         };
         Ok(Loaded { object, shape: self.shape, inner })
     }

@@ -40,8 +40,7 @@ pub fn trials() -> Vec<Trial> {
 /// short, and whether it was a call like the one that was meant.
 fn harmed(ring: &Ring, command: &str, harm: Harm, step: &Step) -> (bool, bool) {
     ring.wants_next();
-    let always = ring.now().is_guarded() && ring.next().is_guarded();
-    let hammer = always.then(|| Hammer::start(1));
+    let hammer = ring.hammer(1);
     let Harmed { output, hit } = step.harm(harm, &[command, FILE]);
     hammer.into_iter().for_each(Hammer::stop);
     let place = format!("{command}, way {}, {step}: {output:#?}", ring.way());
@@ -81,8 +80,7 @@ fn at_steps(command: &str, harm: Harm) {
             continue;
         };
         let (cut_short, hit) = harmed(&ring, command, harm, &step);
-        let hammer =
-            (ring.now().is_guarded() && ring.next().is_guarded()).then(|| Hammer::start(1));
+        let hammer = ring.hammer(1);
         ring.reach(&format!("{command}, {step}"));
         hammer.into_iter().for_each(Hammer::stop);
         (tried, hits, cuts) = (tried + 1, hits + usize::from(hit), cuts + usize::from(cut_short));
@@ -126,8 +124,7 @@ fn moments() {
     let wanted = number("POLITY_MOMENTS").unwrap_or(500) as usize;
     for moment in 0..wanted {
         ring.wants_next();
-        let always = ring.now().is_guarded() && ring.next().is_guarded();
-        let hammer = always.then(|| Hammer::start(2));
+        let hammer = ring.hammer(2);
         // Each command goes all ways.
         let command = ["apply", "serve"][moment / STATES % 2];
         let after = Duration::from_micros(random.below(takes) as u64);

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use serde_json::{Value, json};
 
 use crate::apply::{ANOTHER, FILE, actions, apply, guarded, wants};
+use crate::hammer::Hammer;
 use crate::load::{GUARDED, guard, is_guarded};
 use crate::polity::polity;
 use crate::snapshot::{self, default, sched_ext};
@@ -163,6 +164,11 @@ impl Ring {
     /// The state that the file says next.
     pub fn next(&self) -> &State {
         &self.states[(self.at + 1) % STATES]
+    }
+
+    /// Threads that try what the state and the next both forbid, where there is such.
+    pub fn hammer(&self, threads: usize) -> Option<Hammer> {
+        (self.now().is_guarded() && self.next().is_guarded()).then(|| Hammer::start(threads))
     }
 
     /// Writes the file of the next state.
