@@ -334,7 +334,37 @@ impl Opened {
     }
 }
 
+/// That nothing is missing of a loaded object which every kernel we support can take. libbpf tries once in a
+/// process what the kernel can do and takes any error for a no, lack of memory too; then it leaves out
+/// without a word BTF, names, or that data can be mapped, and what needs them fails later, when there may be
+/// something to take back.
+///
+/// # Errors
+/// Something is missing.
+pub fn whole(object: &Object) -> Result<()> {
+    let is_data = |m: &libbpf_rs::Map<'_>| {
+        let name = m.name().to_string_lossy();
+        [".data", ".bss", ".rodata"].iter().any(|section| is_section(&name, section))
+    };
+    let Some(data) = object.maps().find(is_data) else { return Ok(()) };
+    let info = data.info()?.info;
+    let has_btf = info.btf_id != 0 || object.btf()?.is_none();
+    let is_mapped = info.map_flags & libbpf_rs::libbpf_sys::BPF_F_MMAPABLE != 0;
+    if info.name[0] != 0 && has_btf && is_mapped {
+        return Ok(());
+    }
+    Err(Error::failed("libbpf could not find out what this kernel can do")
+        .hint("is it short of memory? The same command again asks anew")
+        .into())
+}
+
 fn verify(object: OpenObject, policy: &Policy) -> Result<Object> {
+    let object = load(object, policy)?;
+    whole(&object)?;
+    Ok(object)
+}
+
+fn load(object: OpenObject, policy: &Policy) -> Result<Object> {
     let said = log::capture();
     timing::bpf(|| object.load()).map_err(|e| {
         let log = said.tail();

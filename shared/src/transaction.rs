@@ -5,7 +5,7 @@
 
 use crate::apply::{Action, Change};
 use crate::attach::{self, Attached, Loaded, load};
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Exit, Result};
 use crate::kind::{Options, Update};
 use crate::live::{self, Live};
 use crate::params::Assignment;
@@ -84,14 +84,24 @@ struct Detach {
 }
 
 impl Detach {
-    fn new(live: Live) -> Self {
-        let again = Attach::again(&live)
-            .inspect_err(|e| {
-                let id = &live.meta.policy;
+    /// # Errors
+    /// It can't be kept to be attached again, although what it is made of is there.
+    fn new(live: Live) -> Result<Self> {
+        let id = &live.meta.policy;
+        let again = match Attach::again(&live) {
+            Ok(again) => Some(again),
+            Err(e) if error::exit(&e) == Exit::Failed => {
+                let what = format!("{id} could not be attached again if a later step failed");
+                let hint = format!("`polity detach {id}` takes it off for good");
+                return Err(Error::failed(format!("{what}: {e:#}")).hint(hint).into());
+            }
+            // Its folder is gone, say: nobody can want it back.
+            Err(e) => {
                 tracing::warn!("{id} could not be attached again if a later step fails: {e:#}");
-            })
-            .ok();
-        Self { live, again, taken: false }
+                None
+            }
+        };
+        Ok(Self { live, again, taken: false })
     }
 }
 
@@ -282,13 +292,13 @@ pub fn prepare(changes: Vec<Change>) -> Result<Transaction> {
             }
             (Action::Renew, Some(w), Some(live)) => {
                 let new = Attach::new(w.policy, &w.params, w.options)?;
-                steps.push(Box::new(Detach::new(live)));
+                steps.push(Box::new(Detach::new(live)?));
                 steps.push(Box::new(new));
             }
             (Action::Remove, _, Some(live)) if live.kind()?.unbroken() => {
                 steps.push(Box::new(Off { live }));
             }
-            (Action::Remove, _, Some(live)) => steps.push(Box::new(Detach::new(live))),
+            (Action::Remove, _, Some(live)) => steps.push(Box::new(Detach::new(live)?)),
             _ => {}
         }
     }

@@ -5,6 +5,7 @@
 //! With POLITY_FULL every call, or every `POLITY_STEP`th from `POLITY_FROM` on, and 500 moments
 //! (`POLITY_MOMENTS`); else one call.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -72,14 +73,19 @@ fn at_steps(command: &str, harm: Harm) {
     let of_ways: Vec<usize> = steps.iter().map(Vec::len).collect();
     let rehearsed = start.elapsed().as_secs_f64();
     let mut ways: Vec<_> = steps.into_iter().map(|all| chosen(all).into_iter()).collect();
-    let (mut tried, mut hits, mut cuts) = (0, 0, 0);
+    let (mut tried, mut hits, mut cuts, mut failed) = (0, 0, 0, 0);
     while ways.iter().any(|way| way.len() > 0) {
         let Some(step) = ways[ring.way()].next() else {
             ring.wants_next();
             ring.reach("nothing");
             continue;
         };
-        let (cut_short, hit) = harmed(&ring, command, harm, &step);
+        // A campaign takes hours: what fails at one step must not hide what fails at others.
+        let outcome = catch_unwind(AssertUnwindSafe(|| harmed(&ring, command, harm, &step)));
+        let (cut_short, hit) = outcome.unwrap_or_else(|_| {
+            failed += 1;
+            (true, true)
+        });
         let hammer = ring.hammer(1);
         ring.reach(&format!("{command}, {step}"));
         hammer.into_iter().for_each(Hammer::stop);
@@ -95,6 +101,7 @@ fn at_steps(command: &str, harm: Harm) {
     );
     assert!(cuts > 0, "no step mattered");
     ring.end();
+    assert_eq!(failed, 0, "steps at which what was there then was wrong");
 }
 
 /// One that fails or one killed, by the seed, at a call that is found without a rehearsal: every `apply` takes

@@ -7,6 +7,7 @@ use libtest_mimic::Trial;
 use crate::load::extra;
 use crate::polity::{binary, builtin, polity, run, sh};
 use crate::snapshot::{Snapshot, algorithms};
+use crate::steps::{self, Harm, Step};
 use crate::stranger::Stranger;
 use crate::trial::{trial, trial_with};
 
@@ -19,6 +20,7 @@ pub fn trials() -> Vec<Trial> {
         trial("refusals::no_root", no_root),
         trial("refusals::no_bpffs", no_bpffs),
         trial("refusals::what_the_kernel_lacks", lacking),
+        trial("refusals::short_of_memory", short_of_memory),
     ]
 }
 
@@ -45,6 +47,17 @@ fn name_taken() {
     }
     polity(&["check", "tcp-cc/dctcp"]).ok();
     drop(stranger);
+}
+
+/// libbpf's first map is one that it tries out whether data can be mapped.
+fn short_of_memory() {
+    let check = ["check", "tcp-cc/dctcp"];
+    let log = steps::watch("bpf", &check);
+    let first = log.lines().position(|l| l.contains(" bpf(0, ")).unwrap() + 1;
+    let harmed = Step::nth("bpf", first).harm(Harm::Fail, &check);
+    assert!(harmed.hit, "another call failed");
+    harmed.output.fails(1, &["could not find out what this kernel can do", "hint:", "memory"]);
+    polity(&check).ok();
 }
 
 /// In a mount namespace of its own, where the kernel's BTF is covered.

@@ -7,6 +7,7 @@ use libbpf_rs::{MapCore, MapHandle, Object, ObjectBuilder, OpenObject};
 
 use super::sockets::Iterators;
 use crate::error::{Error, Result};
+use crate::object::whole;
 use crate::{log, tree};
 
 /// The map's name in every object.
@@ -28,7 +29,10 @@ pub fn load(name: &str, bytes: &[u8], what: &str) -> Result<Object> {
         share(&mut open)?;
         open.load()
     };
-    open().map_err(|e| Error::failed(format!("can't load {what}: {e:#}{}", said.tail())).into())
+    let fail = |e| Error::failed(format!("can't load {what}: {e:#}{}", said.tail()));
+    let object = open().map_err(fail)?;
+    whole(&object)?;
+    Ok(object)
 }
 
 /// Has the object use the marks that are there.
