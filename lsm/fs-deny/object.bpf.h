@@ -120,13 +120,33 @@ GLOBAL u64 deny_hash_text(u64 hash, u64 address)
 	return word ? hash_word(hash, word) : hash;
 }
 
+static __always_inline bool has_bit(struct deny_set *set, u64 hash)
+{
+	hash >>= 64 - DENY_BLOOM_BITS;
+	return set->bloom[(hash >> 6) & ((1 << (DENY_BLOOM_BITS - 6)) - 1)] >> (hash & 63) & 1;
+}
+
 static __always_inline bool in_bloom(struct deny_set *set, struct inode *inode)
 {
-	u64 h = inode->i_ino * 0x9e3779b97f4a7c15ULL ^
-		(u64)inode->i_sb->s_dev * 0xc2b2ae3d27d4eb4fULL;
+	return has_bit(set, inode->i_ino * 0x9e3779b97f4a7c15ULL ^
+			    (u64)inode->i_sb->s_dev * 0xc2b2ae3d27d4eb4fULL);
+}
 
-	h >>= 64 - DENY_BLOOM_BITS;
-	return set->bloom[(h >> 6) & ((1 << (DENY_BLOOM_BITS - 6)) - 1)] >> (h & 63) & 1;
+/*
+ * Whether the dentry may hold a name under node "parent", by the length of its name and the bytes
+ * that it begins and ends in.
+ */
+static __always_inline bool in_name_bloom(struct deny_set *set, struct dentry *d, u32 parent)
+{
+	u64 name = load_pointer(d->d_name.name), word = load_u64(name);
+	u32 len = d->d_name.len;
+
+	if (len < 8)
+		word &= (1ULL << ((len & 7) * 8)) - 1;
+	else
+		word ^= load_u64(name + len - 8) << 1;
+	return has_bit(set, word * 0x9e3779b97f4a7c15ULL ^
+			    ((u64)parent << 32 | len) * 0xc2b2ae3d27d4eb4fULL);
 }
 
 /* What a file system's type, a device or a subject says. */

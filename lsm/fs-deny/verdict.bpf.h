@@ -280,9 +280,6 @@ GLOBAL int deny_judge(struct walk *w)
 	return 0;
 }
 
-/* The flags of a directory that leave open what holds for a name in it. */
-#define DENY_BY_NAME	(OP(DENY_NAMES) | OP(DENY_GLOBS))
-
 /* Whether no rule touches it, if that takes no more than its name to tell. */
 static __always_inline bool is_beside(struct walk *w)
 {
@@ -351,17 +348,23 @@ static __always_inline struct deny_set *in_force(u64 *gen)
 
 /*
  * Whether no rule touches it, as far as can be told at no cost worth the name, whatever the depth:
- * one cached directory, one bloom word, and tree_seq() before and after.
+ * one cached directory, a bloom word or two, and tree_seq() before and after.
  */
 static __always_inline bool is_free(struct deny_set *set, u64 gen, struct deny_dir *dir,
-				    struct inode *inode, u32 ops)
+				    struct dentry *dentry, struct inode *inode, u32 ops)
 {
-	u32 matters = ops | OP(DENY_ROOTS) | DENY_BY_NAME;
 	u64 stamp = stamp_of(gen);
+	u32 flags;
 
-	return dir && !(ops & OP(DENY_DISK)) && *(volatile u64 *)&dir->stamp == stamp &&
-	       !(*(volatile u32 *)&dir->ops & matters) && !(inode && in_bloom(set, inode)) &&
-	       *(volatile u64 *)&dir->stamp == stamp && stamp_of(gen) == stamp;
+	if (!dir || ops & OP(DENY_DISK) || *(volatile u64 *)&dir->stamp != stamp)
+		return false;
+	flags = *(volatile u32 *)&dir->ops;
+	if (flags & (ops | OP(DENY_ROOTS) | OP(DENY_GLOBS)) || (inode && in_bloom(set, inode)))
+		return false;
+	if (flags & OP(DENY_NAMES) &&
+	    in_name_bloom(set, dentry, *(volatile u32 *)&dir->node))
+		return false;
+	return *(volatile u64 *)&dir->stamp == stamp && stamp_of(gen) == stamp;
 }
 
 /* The decision as every hook asks for it. */
@@ -378,7 +381,7 @@ static __always_inline int check_move(struct dentry *dentry, struct inode *inode
 		return 0;
 	stat_inc(checks);
 	cached = bpf_inode_storage_get(&dirs, dir, NULL, 0);
-	if (is_free(set, gen, cached, inode, ops))
+	if (is_free(set, gen, cached, dentry, inode, ops))
 		return 0;
 
 	struct walk w = {
@@ -435,7 +438,7 @@ static __always_inline int check_file(struct file *file, u32 ops)
 		if (dentry == file->f_path.dentry) {
 			dir = dentry->d_parent->d_inode;
 			cached = bpf_inode_storage_get(&dirs, dir, NULL, 0);
-			if (is_free(set, gen, cached, inode, ops))
+			if (is_free(set, gen, cached, dentry, inode, ops))
 				return 0;
 		}
 	}

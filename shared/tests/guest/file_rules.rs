@@ -27,6 +27,7 @@ pub fn trials() -> Vec<Trial> {
         trial("file_rules::ways", ways),
         trial_in_turn("file_rules::operations", operations),
         trial_in_turn("file_rules::subjects_and_objects", subjects_and_objects),
+        trial("file_rules::names_of_every_length", names),
         trial("file_rules::nothing", nothing),
     ]
 }
@@ -226,5 +227,26 @@ fn nothing() {
     let attached = Yard::new().attach("[lsm.fs-deny]\nmode = \"enforce\"\n");
     assert_eq!(Snapshot::take().links(), before.links());
     assert_eq!(status(POLICY).unwrap()["state"], "attached");
+    drop(attached.detach());
+}
+
+/// What is not there yet is denied by its name: for that the programs first look into a filter, by the name's
+/// length, beginning and end.
+fn names() {
+    let yard = Yard::new();
+    let folder = dir("names");
+    let name = |length: u8, last: char| -> String {
+        let letter = |i: u8| char::from(b'a' + i.wrapping_mul(7) % 26);
+        (1..length).map(letter).chain([last]).collect()
+    };
+    let paths: Vec<_> = (1..=255).map(|length| folder.join(name(length, 'z'))).collect();
+    let attached = yard.attach(&format!(
+        "[[lsm.fs-deny.rules]]\nname = \"names\"\ndeny = \"create\"\npath = {paths:?}\n"
+    ));
+    for (length, path) in (1..=255).zip(&paths) {
+        // From the first on it is known what holds in the folder.
+        fs::write(folder.join(name(length, 'y')), "").unwrap();
+        denied(fs::write(path, ""));
+    }
     drop(attached.detach());
 }

@@ -1,4 +1,5 @@
-//! The hashes that the host shares with the policy: of names, and the filter over inode numbers.
+//! The hashes that the host shares with the policy: of names, and the filter over inode numbers
+//! and names.
 
 use std::hash::Hasher;
 
@@ -44,8 +45,25 @@ pub fn fstype(seed: u64, ty: &str) -> u64 {
 
 /// The bit of the filter that an object sets: `in_bloom()`.
 pub fn bloom(object: &Object) -> usize {
-    let hash = object.ino.wrapping_mul(GOLDEN) ^ u64::from(object.dev).wrapping_mul(OTHER);
-    (hash >> (64 - BLOOM_BITS)) as usize
+    bit(object.ino, u64::from(object.dev))
+}
+
+/// The bit of the filter that a name under node `parent` sets: `in_name_bloom()`.
+pub fn name_bloom(parent: u32, name: &[u8]) -> usize {
+    let word = |bytes: &[u8]| {
+        let mut word = [0; 8];
+        word[..bytes.len()].copy_from_slice(bytes);
+        u64::from_le_bytes(word)
+    };
+    let ends = match name.last_chunk::<8>() {
+        Some(end) => word(&name[..8]) ^ word(end) << 1,
+        None => word(name),
+    };
+    bit(ends, u64::from(parent) << 32 | name.len() as u64)
+}
+
+fn bit(a: u64, b: u64) -> usize {
+    ((a.wrapping_mul(GOLDEN) ^ b.wrapping_mul(OTHER)) >> (64 - BLOOM_BITS)) as usize
 }
 
 #[cfg(test)]
@@ -63,5 +81,9 @@ mod tests {
         assert_ne!(name(1, b"12345678a"), name(1, b"12345678b"));
         assert_ne!(name(1, b"a"), name(1, b"b"));
         assert!(bloom(&Object { ino: u64::MAX, dev: 1, generation: 0 }) < 1 << BLOOM_BITS);
+        let bits = [&b"a"[..], b"b", b"aa", b"1234567", b"12345678", b"22345678", b"12345678a"]
+            .map(|name| name_bloom(1, name));
+        assert!(bits.iter().all(|bit| bits.iter().filter(|b| *b == bit).count() == 1), "{bits:?}");
+        assert_ne!(name_bloom(1, b"a"), name_bloom(2, b"a"));
     }
 }

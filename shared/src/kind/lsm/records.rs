@@ -184,8 +184,9 @@ pub fn set(c: &Compiled, rules: &Rules, seed: u64) -> Vec<u8> {
     let unused = std::iter::repeat(&0);
     bytes = g.shapes().iter().chain(unused).take(MAX_SHAPES).fold(bytes, |b, shape| b.u32(*shape));
     let mut bloom = vec![0u64; 1 << (hash::BLOOM_BITS - 6)];
-    for (object, _) in &c.anchors {
-        let bit = hash::bloom(object);
+    let anchors = c.anchors.iter().map(|(object, _)| hash::bloom(object));
+    let names = c.names.iter().map(|(parent, name, _)| hash::name_bloom(*parent, name.as_bytes()));
+    for bit in anchors.chain(names) {
         bloom[bit / 64] |= 1 << (bit % 64);
     }
     bytes.0.extend(bloom.into_iter().flat_map(u64::to_ne_bytes));
