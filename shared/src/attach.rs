@@ -165,6 +165,7 @@ pub fn attach(loaded: Loaded, options: &Options, pin: bool) -> Result<Attached> 
 /// The same.
 pub fn attach_in(tree: &Tree, loaded: Loaded, options: &Options, pin: bool) -> Result<Attached> {
     let id = loaded.policy.id();
+    tree.clear_remains(&id);
     vacant(&id)?;
     clear_dead(loaded.kind.name(), tree)?;
     put(tree, loaded, options, if pin { Place::Pinned } else { Place::Held })

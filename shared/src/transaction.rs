@@ -111,15 +111,17 @@ impl Step for Detach {
     }
 
     fn take(&mut self, tree: &Tree) -> Result<()> {
+        attach::detach(&self.live, tree)?;
         self.taken = true;
-        attach::detach(&self.live, tree)
+        Ok(())
     }
 
     fn back(&mut self, tree: &Tree) -> Result<()> {
-        if live::all()?.iter().any(|l| l.id == self.live.id) {
+        // Of one that was taken off a record may be left.
+        if !self.taken && live::all()?.iter().any(|l| l.id == self.live.id) {
             return self.live.kind()?.redo(&self.live);
         }
-        let Some(again) = self.again.as_mut().filter(|_| self.taken) else {
+        let Some(again) = self.again.as_mut() else {
             return Err(Error::failed(format!(
                 "{} was not kept to be attached again",
                 self.live.meta.policy

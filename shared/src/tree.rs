@@ -91,6 +91,14 @@ impl Tree {
         swept
     }
 
+    /// Removes what is left of a policy that was taken off, where not all of its pins could be removed then.
+    pub fn clear_remains(&self, policy: &str) {
+        let place = Path::new(ROOT).join(policy);
+        if place.exists() && !is_whole(&place) {
+            clear(&place);
+        }
+    }
+
     /// Removes folders that hold nothing.
     pub fn tidy(&self) {
         // One that is not empty would stay all the same, but a locked one would take it amiss.

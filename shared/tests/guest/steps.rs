@@ -121,7 +121,8 @@ pub fn chosen(steps: Vec<Step>) -> Vec<Step> {
     let mut is_chosen = |s: &Step| {
         let count = met.entry(s.what.clone()).or_default();
         *count += 1;
-        let named = calls.as_ref().is_none_or(|names| names.split(',').any(|n| n == s.call || n == s.what));
+        let named =
+            calls.as_ref().is_none_or(|names| names.split(',').any(|n| n == s.call || n == s.what));
         named && *count >= from && (*count - from).is_multiple_of(step())
     };
     steps.into_iter().filter(|s| is_chosen(s)).collect()
