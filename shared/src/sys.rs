@@ -263,7 +263,7 @@ pub fn map_write(map: &impl MapCore, offset: usize, bytes: &[u8]) -> io::Result<
     Ok(())
 }
 
-/// A page of a file, mapped privately for reading; nobody looks at it.
+/// A page of a file, mapped for reading; nobody looks at it.
 pub struct Mapping(*mut core::ffi::c_void);
 
 impl Mapping {
@@ -275,16 +275,16 @@ impl Mapping {
         use rustix::mm::{MapFlags, ProtFlags, mmap};
         let (length, null) = (rustix::param::page_size(), std::ptr::null_mut());
         // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
-        Ok(Self(unsafe { mmap(null, length, ProtFlags::READ, MapFlags::PRIVATE, file, 0)? }))
+        Ok(Self(unsafe { mmap(null, length, ProtFlags::READ, MapFlags::SHARED, file, 0)? }))
     }
 
-    /// Makes it executable, too.
+    /// Makes it writable, too.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn allow_exec(&self) -> rustix::io::Result<()> {
+    pub fn allow_write(&self) -> rustix::io::Result<()> {
         use rustix::mm::{MprotectFlags, mprotect};
-        let flags = MprotectFlags::READ | MprotectFlags::EXEC;
+        let flags = MprotectFlags::READ | MprotectFlags::WRITE;
         // SAFETY: the page is ours alone, and nobody has a pointer into it.
         unsafe { mprotect(self.0, rustix::param::page_size(), flags) }
     }

@@ -6,7 +6,7 @@ use crate::live::{self, need_root};
 use crate::tree::Tree;
 use crate::{attach, mend, out};
 
-/// Takes one policy off, or all.
+/// Takes one policy off, or all and what is left of others.
 ///
 /// # Errors
 /// Not attached, held by `run`, or something that can't be undone.
@@ -27,6 +27,12 @@ pub fn run(args: &Detach) -> Result<()> {
                 error::report(&e);
                 failed.push(policy.meta.policy.clone());
             }
+        }
+    }
+    if args.policy.is_none() {
+        // What an earlier command could not put back, or had to keep for a while.
+        for (policy, what) in mend::drift_in(&tree)? {
+            tracing::warn!("{policy}: {what}");
         }
     }
     match failed.as_slice() {

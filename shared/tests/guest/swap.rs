@@ -46,7 +46,7 @@ impl Drop for World {
     fn drop(&mut self) {
         sh("sysctl -qw net.ipv4.tcp_ecn=2");
         // The marks of sockets go with the last of them, when somebody looks.
-        polity(&["status"]);
+        polity(&["detach", "--all"]);
     }
 }
 

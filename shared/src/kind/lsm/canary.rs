@@ -115,7 +115,8 @@ impl Canary {
                 .and_then(|me| pidfd_getfd(me, file.as_raw_fd(), PidfdGetfdFlags::empty()))
                 .map(drop),
             "mmap_file" => Mapping::new(file.as_fd()).map(drop),
-            "file_mprotect" => self.mapping.allow_exec(),
+            // Not executable: services may be forbidden that (`MemoryDenyWriteExecute=`).
+            "file_mprotect" => self.mapping.allow_write(),
             "file_permission" => rustix::io::pread(file, &mut [0; 1], 0).map(drop),
             "file_truncate" => fs::ftruncate(file, 1),
             "inode_create" => mknodat(dir, "new", FileType::RegularFile, mode, 0),
