@@ -120,16 +120,17 @@ GLOBAL u64 deny_hash_text(u64 hash, u64 address)
 	return word ? hash_word(hash, word) : hash;
 }
 
-static __always_inline bool has_bit(struct deny_set *set, u64 hash)
+static __always_inline bool has_bit(struct deny_set *set, u64 a, u64 b)
 {
+	u64 hash = a * 0x9e3779b97f4a7c15ULL ^ b * 0xc2b2ae3d27d4eb4fULL;
+
 	hash >>= 64 - DENY_BLOOM_BITS;
 	return set->bloom[(hash >> 6) & ((1 << (DENY_BLOOM_BITS - 6)) - 1)] >> (hash & 63) & 1;
 }
 
 static __always_inline bool in_bloom(struct deny_set *set, struct inode *inode)
 {
-	return has_bit(set, inode->i_ino * 0x9e3779b97f4a7c15ULL ^
-			    (u64)inode->i_sb->s_dev * 0xc2b2ae3d27d4eb4fULL);
+	return has_bit(set, inode->i_ino, inode->i_sb->s_dev);
 }
 
 /*
@@ -145,8 +146,7 @@ static __always_inline bool in_name_bloom(struct deny_set *set, struct dentry *d
 		word &= (1ULL << ((len & 7) * 8)) - 1;
 	else
 		word ^= load_u64(name + len - 8) << 1;
-	return has_bit(set, word * 0x9e3779b97f4a7c15ULL ^
-			    ((u64)parent << 32 | len) * 0xc2b2ae3d27d4eb4fULL);
+	return has_bit(set, word, (u64)parent << 32 | len);
 }
 
 /* What a file system's type, a device or a subject says. */

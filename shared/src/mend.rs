@@ -25,11 +25,18 @@ pub fn drift() -> Result<Vec<(String, String)>> {
     }
 }
 
-/// The same, by who has locked the tree.
+/// The same by who has locked the tree, with a warning for each.
 ///
 /// # Errors
 /// Not root.
-pub fn drift_in(tree: &Tree) -> Result<Vec<(String, String)>> {
+pub fn all(tree: &Tree) -> Result<()> {
+    for (policy, what) in drift_in(tree)? {
+        tracing::warn!("{policy}: {what}");
+    }
+    Ok(())
+}
+
+fn drift_in(tree: &Tree) -> Result<Vec<(String, String)>> {
     let mut found: Vec<(String, String)> = tree
         .sweep()
         .into_iter()

@@ -24,9 +24,7 @@ pub fn run(args: &Apply) -> Result<()> {
     }
     need_root("change what is attached")?;
     let tree = Tree::lock()?;
-    for (policy, what) in mend::drift_in(&tree)? {
-        tracing::warn!("{policy}: {what}");
-    }
+    mend::all(&tree)?;
     let changes = apply::plan(wanted)?;
     let plan: Vec<_> = changes.iter().map(apply::Change::json).collect();
     for change in &changes {

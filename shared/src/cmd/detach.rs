@@ -31,9 +31,7 @@ pub fn run(args: &Detach) -> Result<()> {
     }
     if args.policy.is_none() {
         // What an earlier command could not put back, or had to keep for a while.
-        for (policy, what) in mend::drift_in(&tree)? {
-            tracing::warn!("{policy}: {what}");
-        }
+        mend::all(&tree)?;
     }
     match failed.as_slice() {
         [] => Ok(()),

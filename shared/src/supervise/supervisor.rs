@@ -327,9 +327,7 @@ impl Kept {
 /// Makes the system what is wanted, as `polity apply` does.
 fn make(wanted: Vec<Wanted>) -> Result<()> {
     let tree = Tree::lock()?;
-    for (policy, what) in mend::drift_in(&tree)? {
-        tracing::warn!("{policy}: {what}");
-    }
+    mend::all(&tree)?;
     let changes = apply::plan(wanted)?;
     for change in &changes {
         tracing::warn!("{change}");

@@ -65,7 +65,8 @@ fn harmed(ring: &Ring, command: &str, harm: Harm, step: &Step) -> (bool, bool) {
     (cut_short, hit)
 }
 
-/// Goes round, as often as there are steps, and harms one on every way.
+/// Goes round as long as there are steps, and harms one on every way; of those that fail all that leave it
+/// as it was.
 fn at_steps(command: &str, harm: Harm) {
     let start = Instant::now();
     let mut ring = Ring::new();
@@ -80,15 +81,13 @@ fn at_steps(command: &str, harm: Harm) {
             ring.reach("nothing");
             continue;
         };
-        let failures = failed;
         // A campaign takes hours: what fails at one step must not hide what fails at others.
-        let outcome = catch_unwind(AssertUnwindSafe(|| harmed(&ring, command, harm, &step)));
-        let (cut_short, hit) = outcome.unwrap_or_else(|_| {
-            failed += 1;
-            (true, true)
-        });
+        let outcome = catch_unwind(AssertUnwindSafe(|| harmed(&ring, command, harm, &step))).ok();
+        failed += usize::from(outcome.is_none());
         // What failed left all as it was: the next step of the same way can be tried at once.
-        if matches!(harm, Harm::Kill) || !cut_short || failed > failures {
+        let stays = matches!((harm, outcome), (Harm::Fail, Some((true, _))));
+        let (cut_short, hit) = outcome.unwrap_or((true, true));
+        if !stays {
             let hammer = ring.hammer(1);
             ring.reach(&format!("{command}, {step}"));
             hammer.into_iter().for_each(Hammer::stop);

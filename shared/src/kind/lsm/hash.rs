@@ -14,11 +14,16 @@ const OTHER: u64 = 0xc2b2_ae3d_27d4_eb4f;
 /// Continues `hash` over `name`: `deny_hash_name()` and `deny_hash_text()`.
 pub fn name(hash: u64, name: &[u8]) -> u64 {
     name.chunks(8).fold(hash, |hash, part| {
-        let mut word = [0; 8];
-        word[..part.len()].copy_from_slice(part);
-        let hash = (hash ^ u64::from_le_bytes(word)).wrapping_mul(GOLDEN);
+        let hash = (hash ^ word(part)).wrapping_mul(GOLDEN);
         hash ^ hash >> 32
     })
+}
+
+/// Up to 8 bytes, followed by zeros.
+fn word(bytes: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word[..bytes.len()].copy_from_slice(bytes);
+    u64::from_le_bytes(word)
 }
 
 /// The same over whatever has a [`std::hash::Hash`]: one build of the host gives one digest.
@@ -50,11 +55,6 @@ pub fn bloom(object: &Object) -> usize {
 
 /// The bit of the filter that a name under node `parent` sets: `in_name_bloom()`.
 pub fn name_bloom(parent: u32, name: &[u8]) -> usize {
-    let word = |bytes: &[u8]| {
-        let mut word = [0; 8];
-        word[..bytes.len()].copy_from_slice(bytes);
-        u64::from_le_bytes(word)
-    };
     let ends = match name.last_chunk::<8>() {
         Some(end) => word(&name[..8]) ^ word(end) << 1,
         None => word(name),
@@ -62,6 +62,7 @@ pub fn name_bloom(parent: u32, name: &[u8]) -> usize {
     bit(ends, u64::from(parent) << 32 | name.len() as u64)
 }
 
+/// `has_bit()`
 fn bit(a: u64, b: u64) -> usize {
     ((a.wrapping_mul(GOLDEN) ^ b.wrapping_mul(OTHER)) >> (64 - BLOOM_BITS)) as usize
 }
