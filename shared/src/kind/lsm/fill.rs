@@ -31,6 +31,18 @@ pub struct InForce {
     pub mode: Mode,
 }
 
+/// What a generation has in common with the one before, whose maps it then takes over: to fill them
+/// is most of what large rules take to load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shared {
+    /// They are other rules.
+    Nothing,
+    /// They are the same rules; what they hold for without naming it has changed.
+    Named,
+    /// All but what is in `struct deny_set`.
+    All,
+}
+
 /// The policy's maps, by name.
 pub struct Maps(BTreeMap<String, MapHandle>);
 
@@ -175,13 +187,33 @@ impl Maps {
     ///
     /// # Errors
     /// What the kernel says; nothing is in force that was not before.
-    pub fn fill(&self, generation: u64, compiled: &Compiled, rules: &Rules) -> Result<()> {
+    pub fn fill(
+        &self,
+        generation: u64,
+        compiled: &Compiled,
+        rules: &Rules,
+        shared: Shared,
+    ) -> Result<()> {
         let side = (generation & 1) as u32;
-        let seed = u64::from_ne_bytes(random()?);
-        for (name, records) in records::all(compiled, rules, seed) {
-            self.fill_one(side, name, &records)?;
-        }
         let sets = self.get("sets")?;
+        // What is shared has the hashes of the generation before.
+        let mut seed = random()?;
+        if shared != Shared::Nothing {
+            let before = sets.lookup(&(1 - side).to_ne_bytes(), MapFlags::ANY)?;
+            seed = before.and_then(|set| set.first_chunk().copied()).unwrap_or(seed);
+        }
+        let seed = u64::from_ne_bytes(seed);
+        for (name, make) in records::PAIRS {
+            let is_shared = match shared {
+                Shared::Nothing => false,
+                Shared::Named => records::NAMED.contains(&name),
+                Shared::All => true,
+            };
+            match is_shared {
+                true => self.share(side, name)?,
+                false => self.fill_one(side, name, &make(compiled, rules, seed))?,
+            }
+        }
         let set = records::set(compiled, rules, seed);
         if set.len() != sets.value_size() as usize {
             return Err(Error::failed("the policy's `struct deny_set` is not ours").into());
@@ -204,6 +236,14 @@ impl Maps {
             map.update_batch(keys, values, count, MapFlags::ANY, MapFlags::ANY)?;
         }
         self.put(side, name, &map, false)
+    }
+
+    /// Gives a side what the other has.
+    fn share(&self, side: u32, name: &str) -> Result<()> {
+        match self.inner(1 - side, name)? {
+            Some(map) => self.put(side, name, &map, false),
+            None => self.clear(side, name),
+        }
     }
 
     /// The map that has one side of a pair.

@@ -2,6 +2,7 @@
 //! `identify`, for stat(2) shows other numbers on btrfs and overlayfs.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::rc::Rc;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
@@ -9,6 +10,7 @@ use rustc_hash::FxHashMap as HashMap;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::listing::Listings;
 use super::model::Object;
 use super::trie::{Links, NodeId, ROOT, Trie};
 use crate::error::{Error, Result};
@@ -22,20 +24,14 @@ const ENTRY: usize = 24;
 
 /// The file system as it is now.
 #[derive(Default)]
-pub struct FileSystem {
-    /// Directories that were asked about, for most paths share theirs.
-    seen: HashMap<String, Option<String>>,
-}
+pub struct FileSystem(Listings);
 
 impl Links for FileSystem {
     fn target(&mut self, path: &str) -> Option<String> {
-        if let Some(known) = self.seen.get(path) {
-            return known.clone();
+        if self.0.is_plain(Path::new(path)) {
+            return None;
         }
-        let target =
-            std::fs::read_link(path).ok().and_then(|t| t.into_os_string().into_string().ok());
-        self.seen.insert(path.to_owned(), target.clone());
-        target
+        std::fs::read_link(path).ok()?.into_os_string().into_string().ok()
     }
 }
 

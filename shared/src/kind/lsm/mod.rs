@@ -2,7 +2,7 @@
 //!
 //! `raw` and `parse` read `rules` (`glob` takes globs apart), `plan` and `compile` turn them into
 //! classes, nodes and effects, `globs` into spots on the way down. `identify` asks the kernel what
-//! the objects are, `scan` finds those with other names, `records` and `fill` write the maps and turn the
+//! the objects are, `scan` finds those with other names (both look into directories by `listing`), `records` and `fill` write the maps and turn the
 //! switch, `canary` proves that the kernel goes by it. `ask` asks what the rules say, `case` is a
 //! test of that, `held` tells what is open from before, `lock` keeps all of it as it is. A policy without a map `anchors` has no
 //! rules of ours: all its programs are attached as they are.
@@ -34,6 +34,7 @@ pub mod globs;
 pub mod hash;
 pub mod held;
 pub mod identify;
+pub mod listing;
 pub mod lock;
 pub mod model;
 pub mod op;
@@ -261,6 +262,9 @@ struct Ours {
     /// What the proof is made on; none where no rule needs a hook.
     canary: Option<canary::Canary>,
     base: compile::Base,
+    /// What of it was written last, with these.
+    compiled: model::Compiled,
+    extras: Vec<compile::Extra>,
     oracle: identify::Oracle,
     maps: fill::Maps,
 }
@@ -303,9 +307,15 @@ impl Session for Loading {
         let objects = identify::Identify::new(&oracle).trie(&self.plan.trie)?;
         let base = compile::compile(&self.plan, &objects, crate::cgroup::id);
         let maps = fill::Maps::of(object)?;
-        let kept = model::Compiled { op: Default::default(), ..base.with(&[]) };
-        maps.fill(KEEPING, &kept, &self.rules)?;
-        self.ours = Some(Ours { canary: None, base, oracle, maps });
+        let canary = match self.plan.hooks.is_empty() {
+            true => None,
+            false => Some(canary::Canary::new(&oracle)?),
+        };
+        let mut compiled = canary::Canary::compiled(canary.as_ref(), &base, &[]);
+        let op = std::mem::take(&mut compiled.op);
+        maps.fill(KEEPING, &compiled, &self.rules, fill::Shared::Nothing)?;
+        compiled.op = op;
+        self.ours = Some(Ours { canary, base, compiled, extras: Vec::new(), oracle, maps });
         Ok(())
     }
 
@@ -327,12 +337,7 @@ impl Session for Loading {
         if let Ok(hook) = std::env::var("POLITY_TEST_LOSE_HOOK") {
             links.retain(|(name, _)| *name != hook);
         }
-        if let Some(ours) = &mut self.ours {
-            ours.maps.switch(KEEPING)?;
-            if !self.plan.hooks.is_empty() {
-                ours.canary = Some(canary::Canary::new(&ours.oracle)?);
-            }
-        }
+        self.switch_on(KEEPING)?;
         self.fill_whole(WHOLE)?;
         Ok(links)
     }
@@ -366,11 +371,16 @@ impl Session for Loading {
 
 impl Loading {
     fn fill_whole(&mut self, generation: u64) -> Result<()> {
-        let Some(ours) = &self.ours else { return Ok(()) };
+        let Some(ours) = &mut self.ours else { return Ok(()) };
         self.mounts = scan::mounts();
         let extras = scan::extras(&ours.oracle, ours.base.named())?;
-        let compiled = canary::Canary::compiled(ours.canary.as_ref(), &ours.base, &extras);
-        ours.maps.fill(generation, &compiled, &self.rules)
+        let mut shared = fill::Shared::All;
+        if extras != ours.extras {
+            shared = fill::Shared::Named;
+            ours.compiled = canary::Canary::compiled(ours.canary.as_ref(), &ours.base, &extras);
+            ours.extras = extras;
+        }
+        ours.maps.fill(generation, &ours.compiled, &self.rules, shared)
     }
 
     fn switch_on(&self, generation: u64) -> Result<()> {

@@ -84,7 +84,11 @@ impl Mask {
 
     /// The classes in it.
     pub fn iter(self) -> impl Iterator<Item = u32> {
-        (0..MAX_CLASSES as u32).filter(move |class| self.has(*class))
+        let rest = |word: u64| (word != 0).then_some(word);
+        self.0.into_iter().zip((0u32..).step_by(64)).flat_map(move |(word, first)| {
+            let words = std::iter::successors(rest(word), move |word| rest(word & (word - 1)));
+            words.map(move |word| first + word.trailing_zeros())
+        })
     }
 }
 
@@ -167,6 +171,9 @@ pub struct Object {
     pub generation: u32,
 }
 
+/// What a node has below it: the node, a name and the node that it leads to.
+pub type Name = (u32, Arc<str>, u32);
+
 /// The rules, ready for the kernel.
 #[derive(Debug, Clone, Default)]
 pub struct Compiled {
@@ -178,8 +185,8 @@ pub struct Compiled {
     pub classes: Vec<Class>,
     /// Objects and their nodes.
     pub anchors: Vec<(Object, u32)>,
-    /// Parent, name and node.
-    pub names: Vec<(u32, Arc<str>, u32)>,
+    /// In order.
+    pub names: Vec<Name>,
     /// Kind, value and effect.
     pub labels: Vec<(Label, u64, u32)>,
     /// File system types, by name, and their effect.

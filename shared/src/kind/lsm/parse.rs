@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
+use rustc_hash::FxHashSet;
 use toml::Spanned;
 
 use super::case::Case;
@@ -29,16 +30,16 @@ pub fn parse(file: &Path, text: &str, policy: &str) -> Result<Rules> {
     let everywhere = raw.test;
     let Some(raw) = raw.lsm.remove(policy) else { return Ok(Rules::default()) };
     let reader = Reader { file, text };
-    let mut names = BTreeSet::new();
+    let mut places = Vec::with_capacity(raw.rules.len());
     let mut rules = Vec::with_capacity(raw.rules.len());
     for (at, rule) in raw.rules.into_iter().enumerate() {
-        let span = rule.get_ref().name.as_ref().map_or_else(|| rule.span(), Spanned::span);
-        let rule = reader.rule(rule, at, raw.mode)?;
-        if !names.insert(rule.name.clone()) {
-            let what = format!("a second rule called `{}`", rule.name);
-            return Err(reader.at(&span, what).hint("events and counts go by the name").into());
-        }
-        rules.push(rule);
+        places.push(rule.get_ref().name.as_ref().map_or_else(|| rule.span(), Spanned::span));
+        rules.push(reader.rule(rule, at, raw.mode)?);
+    }
+    let mut names = FxHashSet::default();
+    if let Some((again, place)) = rules.iter().zip(&places).find(|(r, _)| !names.insert(&r.name)) {
+        let what = format!("a second rule called `{}`", again.name);
+        return Err(reader.at(place, what).hint("events and counts go by the name").into());
     }
     let tests = raw.test.into_iter().chain(everywhere).enumerate();
     let tests = tests.map(|(at, test)| reader.case(test, at)).collect::<Result<_>>()?;
@@ -314,11 +315,11 @@ impl Reader<'_> {
             .collect()
     }
 
-    fn subject(&self, raw: Option<raw::Subject>) -> Result<Subject> {
+    fn subject(&self, raw: Option<Box<raw::Subject>>) -> Result<Subject> {
         let mut subject = Subject::default();
         let Some(mut raw) = raw else { return Ok(subject) };
         let not = raw.not.take();
-        self.add_subject(&mut subject, raw, false)?;
+        self.add_subject(&mut subject, *raw, false)?;
         if let Some(not) = not {
             self.add_subject(&mut subject, *not, true)?;
         }

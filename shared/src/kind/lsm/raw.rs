@@ -170,7 +170,7 @@ pub struct Rule {
     #[schemars(with = "Option<Texts>")]
     pub device: Option<Spanned<Texts>>,
     /// To whom; everybody unless given. All that is given must hold.
-    pub subject: Option<Subject>,
+    pub subject: Option<Box<Subject>>,
     /// That of the policy unless given.
     pub mode: Option<Mode>,
     /// What who is denied sees; EACCES unless given.

@@ -1,12 +1,10 @@
 //! Compiled rules as bytes for the policy's maps: every type here is laid out as in
 //! `lsm/fs-deny/model.bpf.h`.
 
-use std::sync::Arc;
-
 use super::glob::Pattern;
 use super::globs::Change;
 use super::hash;
-use super::model::{Class, Compiled, Effect, Label, MAX_SHAPES, Mask, Node, Object};
+use super::model::{Class, Compiled, Effect, Label, MAX_SHAPES, Mask, Name, Node, Object};
 use super::rules::{MAX_NAME, Mode, Rule, Rules};
 
 /// The elements of a map, one after the other.
@@ -34,12 +32,20 @@ impl Records {
         key: impl Fn(Bytes, &T) -> Bytes,
         value: impl Fn(Bytes, &T) -> Bytes,
     ) -> Self {
-        all.into_iter().fold(Self::default(), |r, item| Self {
-            count: r.count + 1,
-            keys: key(r.keys, &item),
-            values: value(r.values, &item),
-            ..r
-        })
+        let all = all.into_iter();
+        let least = all.size_hint().0;
+        let mut new = Self::default();
+        for item in all {
+            new.keys = key(std::mem::take(&mut new.keys), &item);
+            new.values = value(std::mem::take(&mut new.values), &item);
+            if new.count == 0 {
+                // All are of one size.
+                new.keys.0.reserve(new.keys.0.len() * least);
+                new.values.0.reserve(new.values.0.len() * least);
+            }
+            new.count += 1;
+        }
+        new
     }
 
     fn array<T>(all: impl IntoIterator<Item = T>, value: impl Fn(Bytes, &T) -> Bytes) -> Self {
@@ -49,26 +55,28 @@ impl Records {
     }
 }
 
-/// By the name of the pair of maps that they go into.
-pub fn all(c: &Compiled, rules: &Rules, seed: u64) -> [(&'static str, Records); 9] {
-    let name = |bytes: Bytes, (parent, name, _): &&(u32, Arc<str>, u32)| {
-        bytes.u64(hash::name(seed, name.as_bytes())).u32(*parent).u32(name.len() as u32)
-    };
-    [
-        ("anchors", Records::hash(&c.anchors, |b, (o, _)| b.object(*o), |b, (_, n)| b.u32(*n))),
-        ("names", Records::hash(&c.names, name, |b, (_, _, node)| b.u32(*node))),
-        ("labels", labels(c, seed)),
-        (
-            "owners",
-            Records::hash(&c.owners, |b, (n, c, _)| b.u32(*n).u32(*c), |b, (_, _, r)| b.u32(*r)),
-        ),
-        ("nodes", Records::array(&c.nodes, |b, n| b.node(n))),
-        ("effects", Records::array(&c.effects, |b, e: &&Effect| b.mask(e.set).mask(e.clear))),
-        ("globs", globs(c, seed)),
-        ("classes", Records::array(&c.classes, |b, k| b.class(k))),
-        ("rules", Records::array(&rules.rules, |b, r| b.rule(r))),
-    ]
-}
+/// What makes the records of a pair of maps from compiled rules and the seed of their hashes.
+type Make = fn(&Compiled, &Rules, u64) -> Records;
+
+/// The pairs of maps, by name.
+pub const PAIRS: [(&str, Make); 9] = [
+    ("anchors", |c, _, _| {
+        Records::hash(&c.anchors, |b, (o, _)| b.object(*o), |b, (_, n)| b.u32(*n))
+    }),
+    ("names", names),
+    ("labels", labels),
+    ("owners", |c, _, _| {
+        Records::hash(&c.owners, |b, (n, c, _)| b.u32(*n).u32(*c), |b, (_, _, r)| b.u32(*r))
+    }),
+    ("nodes", |c, _, _| Records::array(&c.nodes, |b, n| b.node(n))),
+    ("effects", |c, _, _| Records::array(&c.effects, |b, e: &&Effect| b.mask(e.set).mask(e.clear))),
+    ("globs", globs),
+    ("classes", |c, _, _| Records::array(&c.classes, |b, k| b.class(k))),
+    ("rules", |_, rules, _| Records::array(&rules.rules, |b, r| b.rule(r))),
+];
+
+/// Those in which nothing depends on what the rules do not name ([`super::compile::Extra`]).
+pub const NAMED: [&str; 2] = ["names", "rules"];
 
 /// Collects a struct member by member.
 #[derive(Default)]
@@ -124,8 +132,15 @@ pub fn rule_key(rule: &Rule) -> Vec<u8> {
     Bytes::default().name(rule).0
 }
 
+fn names(c: &Compiled, _: &Rules, seed: u64) -> Records {
+    let key = |bytes: Bytes, (parent, name, _): &&Name| {
+        bytes.u64(hash::name(seed, name.as_bytes())).u32(*parent).u32(name.len() as u32)
+    };
+    Records::hash(&c.names, key, |b, (_, _, node)| b.u32(*node))
+}
+
 /// `struct deny_pattern` and `struct deny_edge`
-fn globs(c: &Compiled, seed: u64) -> Records {
+fn globs(c: &Compiled, _: &Rules, seed: u64) -> Records {
     let all = c.globs.changes().flat_map(|(pattern, changes)| {
         let count = changes.len();
         let more = move |nth| if nth + 1 < count { nth + 1 } else { 0 };
@@ -143,7 +158,7 @@ fn globs(c: &Compiled, seed: u64) -> Records {
     })
 }
 
-fn labels(c: &Compiled, seed: u64) -> Records {
+fn labels(c: &Compiled, _: &Rules, seed: u64) -> Records {
     let plain = c.labels.iter().map(|(kind, value, effect)| (*kind, *value, *effect));
     let types =
         c.fstypes.iter().map(|(ty, effect)| (Label::FsType, hash::fstype(seed, ty), *effect));

@@ -21,7 +21,8 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::compile::Extra;
 use super::identify::{BATCH, Oracle};
-use super::model::{Compiled, Mask, Object};
+use super::listing::Listings;
+use super::model::{Compiled, Mask, Name, Object};
 use super::trie::{NodeId, ROOT};
 use crate::error::{Error, Result};
 
@@ -66,19 +67,18 @@ struct State {
 /// The rules, to be followed down by name.
 struct Rules<'c> {
     compiled: &'c Compiled,
-    names: HashMap<(NodeId, &'c [u8]), NodeId>,
-    /// The nodes that have children.
-    parents: HashMap<NodeId, Vec<(NodeId, &'c str)>>,
+    /// The names under each node that has any, in order.
+    children: HashMap<NodeId, &'c [Name]>,
 }
 
 impl<'c> Rules<'c> {
     fn new(compiled: &'c Compiled) -> Self {
-        let mut parents: HashMap<_, Vec<_>> = HashMap::default();
-        for (parent, name, id) in &compiled.names {
-            parents.entry(*parent).or_default().push((*id, &**name));
-        }
-        let names = compiled.names.iter().map(|(p, name, id)| ((*p, name.as_bytes()), *id));
-        Self { compiled, names: names.collect(), parents }
+        let children = compiled.names.chunk_by(|a, b| a.0 == b.0);
+        Self { compiled, children: children.map(|names| (names[0].0, names)).collect() }
+    }
+
+    fn children(&self, node: NodeId) -> &'c [Name] {
+        self.children.get(&node).copied().unwrap_or_default()
     }
 
     fn enter(&self, node: NodeId, mut state: State) -> State {
@@ -106,34 +106,43 @@ impl<'c> Rules<'c> {
         state.mask.without(self.compiled.globs.everywhere)
     }
 
-    fn step(&self, mut state: State, name: &[u8]) -> State {
+    fn step(&self, state: State, name: &[u8]) -> State {
+        let children = self.children(state.node);
+        let child = children.binary_search_by(|(_, known, _)| known.as_bytes().cmp(name));
+        self.step_to(child.map_or(0, |at| children[at].2), state, name)
+    }
+
+    /// The same, to what is the node `child`; 0 is none.
+    fn step_to(&self, child: NodeId, mut state: State, name: &[u8]) -> State {
         state.mask = self.compiled.globs.step(state.mask, name);
-        match self.names.get(&(state.node, name)) {
-            Some(node) if state.node != 0 => self.enter(*node, state),
-            _ => State { node: 0, ..state },
+        match child {
+            0 => State { node: 0, ..state },
+            child => self.enter(child, state),
         }
     }
 
-    fn at(&self, path: &Path) -> State {
-        path.iter()
-            .filter(|part| *part != "/")
-            .fold(self.root(), |state, part| self.step(state, part.as_bytes()))
+    /// The state at `path`, and whether classes hold for a place above it.
+    fn at(&self, path: &Path) -> (State, bool) {
+        let parts = path.iter().filter(|part| *part != "/");
+        parts.fold((self.root(), false), |(state, beneath), part| {
+            let beneath = beneath || !self.classes(state).is_empty();
+            (self.step(state, part.as_bytes()), beneath)
+        })
     }
+}
 
-    /// The topmost places that classes hold for.
-    fn tops(&self) -> Vec<PathBuf> {
-        let mut tops = Vec::new();
-        let mut todo = vec![(PathBuf::from("/"), self.root())];
-        while let Some((path, state)) = todo.pop() {
-            if !self.classes(state).is_empty() {
-                tops.push(path);
-                continue;
-            }
-            for (_, name) in self.parents.get(&state.node).into_iter().flatten() {
-                todo.push((path.join(name), self.step(state, name.as_bytes())));
-            }
-        }
-        tops
+/// A place from which to search.
+struct Start<'m> {
+    path: PathBuf,
+    state: State,
+    /// The mount that holds it.
+    mount: Option<&'m MountInfo>,
+}
+
+impl<'m> Start<'m> {
+    /// What is mounted right there.
+    fn mounted(&self) -> Option<&'m MountInfo> {
+        self.mount.filter(|m| m.mount_point.as_os_str() == self.path.as_os_str())
     }
 }
 
@@ -164,38 +173,57 @@ pub fn mounts() -> Option<String> {
 /// The kernel does not tell what is mounted, or what objects are.
 pub fn extras(oracle: &Oracle, compiled: &Compiled) -> Result<Vec<Extra>> {
     let rules = Rules::new(compiled);
-    let tops = rules.tops();
-    if tops.is_empty() && compiled.globs.is_empty() {
-        return Ok(Vec::new());
-    }
     let mounts = Process::myself()
         .and_then(|me| me.mountinfo())
         .context("can't read /proc/self/mountinfo")?;
-    let mut search = Search::new(oracle, &rules, mounts.0);
-    let mut starts = tops.clone();
-    let tops: HashSet<&Path> = tops.iter().map(PathBuf::as_path).collect();
-    for mount in search.mounts.keys() {
-        if mount.ancestors().skip(1).any(|above| tops.contains(above))
-            || !rules.own(rules.at(mount)).is_empty()
-        {
-            starts.push(mount.clone());
-        }
+    // The topmost at each mount point.
+    let mounts = mounts.0.into_iter().map(|m| (m.mount_point.clone(), m)).collect();
+    let starts = starts(&rules, &mounts);
+    if starts.is_empty() {
+        return Ok(Vec::new());
     }
-    starts.sort();
-    starts.dedup();
+    let mut search = Search::new(oracle, &rules, &mounts);
     for start in &starts {
-        let state = rules.at(start);
-        search.mount(start, state)?;
-        search.walk(start, state)?;
+        search.mount(start)?;
+        search.walk(start)?;
     }
     search.finish()
 }
 
+/// The topmost places that classes hold for, and what is mounted beneath.
+fn starts<'m>(rules: &Rules, mounts: &'m Mounts) -> Vec<Start<'m>> {
+    let (mut starts, mut met) = (Vec::new(), HashSet::new());
+    let root = PathBuf::from("/");
+    let mut todo = vec![Start { mount: mounts.get(&root), path: root, state: rules.root() }];
+    while let Some(at) = todo.pop() {
+        if !rules.classes(at.state).is_empty() {
+            met.extend(at.mounted().map(|m| m.mount_point.as_path()));
+            starts.push(at);
+            continue;
+        }
+        for (_, name, node) in rules.children(at.state.node) {
+            let path = at.path.join(&**name);
+            let state = rules.step_to(*node, at.state, name.as_bytes());
+            todo.push(Start { mount: mounts.get(&path).or(at.mount), path, state });
+        }
+    }
+    for (path, mount) in mounts {
+        let (state, beneath) = rules.at(path);
+        if (beneath || !rules.own(state).is_empty()) && !met.contains(path.as_path()) {
+            starts.push(Start { path: path.clone(), state, mount: Some(mount) });
+        }
+    }
+    starts
+}
+
+/// By mount point.
+type Mounts = HashMap<PathBuf, MountInfo>;
+
 struct Search<'c> {
     oracle: &'c Oracle,
     rules: &'c Rules<'c>,
-    /// The topmost mount at each mount point.
-    mounts: HashMap<PathBuf, MountInfo>,
+    mounts: &'c Mounts,
+    listings: Listings,
     linked: HashMap<Key, Linked>,
     /// Not identified yet.
     batch: Vec<(Key, OwnedFd)>,
@@ -205,7 +233,7 @@ struct Search<'c> {
 }
 
 impl<'c> Search<'c> {
-    fn new(oracle: &'c Oracle, rules: &'c Rules<'c>, mounts: Vec<MountInfo>) -> Self {
+    fn new(oracle: &'c Oracle, rules: &'c Rules<'c>, mounts: &'c Mounts) -> Self {
         // A descriptor for each level of a deep tree.
         let limit = getrlimit(Resource::Nofile);
         let _ = setrlimit(
@@ -215,7 +243,8 @@ impl<'c> Search<'c> {
         Self {
             oracle,
             rules,
-            mounts: mounts.into_iter().map(|m| (m.mount_point.clone(), m)).collect(),
+            mounts,
+            listings: Listings::default(),
             linked: HashMap::default(),
             batch: Vec::new(),
             extras: Vec::new(),
@@ -224,43 +253,40 @@ impl<'c> Search<'c> {
         }
     }
 
-    /// What is mounted at `path` belongs to the rules above it.
-    fn mount(&mut self, path: &Path, state: State) -> Result<()> {
-        let mask = self.rules.own(state);
-        if path == Path::new("/") || mask.is_empty() || !self.mounts.contains_key(path) {
+    /// What is mounted at `start` belongs to the rules above it.
+    fn mount(&mut self, start: &Start) -> Result<()> {
+        let (path, mask) = (&start.path, self.rules.own(start.state));
+        if path == Path::new("/") || mask.is_empty() || start.mounted().is_none() {
             return Ok(());
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let Ok(fd) = openat(CWD, path, flags, Mode::empty()) else { return Ok(()) };
         for object in self.oracle.ask(&[fd.as_fd()])?.into_iter().flatten() {
-            self.extras.push(Extra { object, mask, near: state.near });
+            self.extras.push(Extra { object, mask, near: start.state.near });
         }
         Ok(())
     }
 
-    /// The mount that holds `path`.
-    fn holder(&self, path: &Path) -> Option<&MountInfo> {
-        path.ancestors().find_map(|at| self.mounts.get(at))
-    }
-
     /// Whether no name in the file system could be outside: a search would find nothing.
-    fn is_whole(&self, path: &Path, state: State) -> bool {
-        let has_rules_below = self.rules.parents.contains_key(&state.node);
-        self.mounts.get(path).is_some_and(|m| m.root == "/") && !has_rules_below
+    fn is_whole(&self, start: &Start) -> bool {
+        let has_rules_below = !self.rules.children(start.state.node).is_empty();
+        start.mounted().is_some_and(|m| m.root == "/") && !has_rules_below
     }
 
-    /// Goes through all that is below `top` in its file system.
-    fn walk(&mut self, top: &Path, state: State) -> Result<()> {
+    /// Goes through all that is below `start` in its file system.
+    fn walk(&mut self, start: &Start) -> Result<()> {
+        let (top, state) = (&start.path, start.state);
         let pseudo = |m: &MountInfo| PSEUDO.contains(&m.fs_type.as_str());
         let is_empty = self.rules.classes(state).is_empty() && state.node == 0;
-        if is_empty || self.holder(top).is_some_and(pseudo) || self.is_whole(top, state) {
+        if is_empty || start.mount.is_some_and(pseudo) || self.is_whole(start) {
             return Ok(());
         }
-        let mut path = top.to_owned();
-        let Some(dir) = self.open(CWD, top, top)? else {
-            // A file by itself: its object is an anchor already.
+        // A file by itself: its object is an anchor already.
+        if self.listings.is_plain(top) {
             return Ok(());
-        };
+        }
+        let mut path = top.clone();
+        let Some(dir) = self.open(CWD, top, top)? else { return Ok(()) };
         let mut open = vec![(dir, state)];
         while let Some((dir, state)) = open.last_mut() {
             let state = *state;
@@ -292,7 +318,7 @@ impl<'c> Search<'c> {
             }
             if ty != FileType::Directory
                 || (self.rules.classes(inner).is_empty()
-                    && !self.rules.parents.contains_key(&inner.node))
+                    && self.rules.children(inner.node).is_empty())
             {
                 continue;
             }

@@ -33,6 +33,8 @@ pub struct Node {
     pub parent: NodeId,
     /// Its name there.
     pub name: Arc<str>,
+    /// Whether it is a symbolic link.
+    link: bool,
 }
 
 /// All components.
@@ -40,12 +42,15 @@ pub struct Node {
 pub struct Trie {
     nodes: Vec<Node>,
     children: HashMap<NodeId, HashMap<Arc<str>, NodeId>>,
+    /// What was found behind names on the way through symbolic links.
+    targets: HashMap<String, Option<String>>,
 }
 
 impl Default for Trie {
     fn default() -> Self {
-        let root = Node { parent: ROOT, name: "".into() };
-        Self { nodes: vec![root.clone(), root], children: HashMap::default() }
+        let root = Node { parent: ROOT, name: "".into(), link: false };
+        let nodes = vec![root.clone(), root];
+        Self { nodes, children: HashMap::default(), targets: HashMap::default() }
     }
 }
 
@@ -102,7 +107,7 @@ impl Trie {
         }
         let (id, name) = (self.nodes.len() as NodeId, Arc::<str>::from(name));
         children.insert(name.clone(), id);
-        self.nodes.push(Node { parent, name });
+        self.nodes.push(Node { parent, name, link: false });
         id
     }
 
@@ -112,44 +117,59 @@ impl Trie {
     }
 
     /// The nodes that `path` is about: itself, and where the symbolic links in it lead.
-    pub fn insert_followed(&mut self, path: &str, links: &mut dyn Links) -> Vec<NodeId> {
-        let mut all = vec![self.insert(path)];
-        if let Some(real) = follow(path, links) {
-            let node = self.insert(&real);
-            if !all.contains(&node) {
-                all.push(node);
+    pub fn insert_followed(
+        &mut self,
+        path: &str,
+        links: &mut dyn Links,
+    ) -> impl Iterator<Item = NodeId> + use<> {
+        let (mut at, mut leads_elsewhere) = (ROOT, false);
+        let mut way = String::with_capacity(path.len());
+        for part in parts(path) {
+            way.push('/');
+            way.push_str(part);
+            let next = self.nodes.len() as NodeId;
+            at = self.step(at, part);
+            // Most paths share their directories: each is asked about once.
+            if at == next {
+                self.nodes[at as usize].link = links.target(&way).is_some();
             }
+            leads_elsewhere |= self.nodes[at as usize].link;
         }
-        all
+        let real = if leads_elsewhere { self.follow(path, links) } else { None };
+        let real = real.map(|real| self.insert(&real)).filter(|real| *real != at);
+        std::iter::once(at).chain(real)
+    }
+
+    /// Where `path` leads through symbolic links; `None` when they go in circles.
+    fn follow(&mut self, path: &str, links: &mut dyn Links) -> Option<String> {
+        let mut real = String::new();
+        let mut rest: Vec<String> = parts(path).rev().map(str::to_owned).collect();
+        let mut followed = 0;
+        while let Some(part) = rest.pop() {
+            let length = real.len();
+            if part == ".." {
+                real.truncate(real.rfind('/').unwrap_or(0));
+                continue;
+            }
+            real.push('/');
+            real.push_str(&part);
+            if !self.targets.contains_key(&real) {
+                self.targets.insert(real.clone(), links.target(&real));
+            }
+            let Some(Some(target)) = self.targets.get(&real) else { continue };
+            followed += 1;
+            if followed > MAX_LINKS {
+                return None;
+            }
+            real.truncate(if target.starts_with('/') { 0 } else { length });
+            rest.extend(parts(target).rev().map(str::to_owned));
+        }
+        Some(if real.is_empty() { "/".to_owned() } else { real })
     }
 }
 
 fn parts(path: &str) -> impl DoubleEndedIterator<Item = &str> {
     path.split('/').filter(|part| !part.is_empty() && *part != ".")
-}
-
-/// Where `path` leads through symbolic links; `None` when they go in circles.
-fn follow(path: &str, links: &mut dyn Links) -> Option<String> {
-    let mut real = String::new();
-    let mut rest: Vec<String> = parts(path).rev().map(str::to_owned).collect();
-    let mut followed = 0;
-    while let Some(part) = rest.pop() {
-        let length = real.len();
-        if part == ".." {
-            real.truncate(real.rfind('/').unwrap_or(0));
-            continue;
-        }
-        real.push('/');
-        real.push_str(&part);
-        let Some(target) = links.target(&real) else { continue };
-        followed += 1;
-        if followed > MAX_LINKS {
-            return None;
-        }
-        real.truncate(if target.starts_with('/') { 0 } else { length });
-        rest.extend(parts(&target).rev().map(str::to_owned));
-    }
-    Some(if real.is_empty() { "/".to_owned() } else { real })
 }
 
 #[cfg(test)]
@@ -183,10 +203,10 @@ mod tests {
             ("/loop", "loop"),
         ]));
         let mut trie = Trie::default();
-        let both = trie.insert_followed("/var/run/lock/x", &mut links);
+        let both: Vec<_> = trie.insert_followed("/var/run/lock/x", &mut links).collect();
         let paths: Vec<_> = both.iter().map(|n| trie.path(*n)).collect();
         assert_eq!(paths, ["/var/run/lock/x", "/tmp/lock/x"]);
-        assert_eq!(trie.insert_followed("/loop/y", &mut links).len(), 1);
-        assert_eq!(trie.insert_followed("/etc", &mut links).len(), 1);
+        assert_eq!(trie.insert_followed("/loop/y", &mut links).count(), 1);
+        assert_eq!(trie.insert_followed("/etc", &mut links).count(), 1);
     }
 }

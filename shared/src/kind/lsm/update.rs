@@ -12,7 +12,7 @@ use serde_json::json;
 use super::ask::Asker;
 use super::canary::Canary;
 use super::compile::{Base, Extra, compile};
-use super::fill::Maps;
+use super::fill::{Maps, Shared};
 use super::held;
 use super::identify::{FileSystem, Identify, Oracle};
 use super::parse::parse;
@@ -90,7 +90,7 @@ pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<Option
     if !new.plan.hooks.is_empty() {
         new.canary = Some(Canary::new(&new.oracle)?);
     }
-    new.fill(before + 1)?;
+    new.fill(before + 1, Shared::Nothing)?;
     Ok(Some(new))
 }
 
@@ -129,9 +129,9 @@ impl NewRules {
         Ok(loaded.inner)
     }
 
-    fn fill(&self, generation: u64) -> Result<()> {
+    fn fill(&self, generation: u64, shared: Shared) -> Result<()> {
         let compiled = Canary::compiled(self.canary.as_ref(), &self.base, &self.extras);
-        self.maps.fill(generation, &compiled, &self.rules)
+        self.maps.fill(generation, &compiled, &self.rules, shared)
     }
 
     /// The hooks that the rules in force do not need any more.
@@ -207,7 +207,7 @@ impl Update for NewRules {
             }
             self.extras = extras;
             generation += 1;
-            self.fill(generation)?;
+            self.fill(generation, Shared::Named)?;
             self.maps.switch(generation)?;
             self.maps.shrink()?;
             if mounts == scan::mounts() {
