@@ -28,8 +28,35 @@ pub fn trials() -> Vec<Trial> {
         trial_in_turn("file_rules::operations", operations),
         trial_in_turn("file_rules::subjects_and_objects", subjects_and_objects),
         trial("file_rules::names_of_every_length", names),
+        trial("file_rules::many_in_one_directory", many),
         trial("file_rules::nothing", nothing),
     ]
+}
+
+/// So many names in one directory that it is listed instead of asked about each of them: what is
+/// no plain file there is found all the same.
+fn many() {
+    let yard = Yard::new();
+    let names: Vec<_> = (0..300).map(|n| format!("many/{n}")).collect();
+    names.iter().for_each(|name| drop(file(name)));
+    fs::hard_link(file("many/dir/in"), at("outside")).unwrap();
+    std::os::unix::fs::symlink(file("target"), at("many/link")).unwrap();
+    file("room/in");
+    std::os::unix::fs::symlink(at("room"), at("many/door")).unwrap();
+    let others = ["dir", "link", "door", "later"].map(|name| format!("many/{name}"));
+    let paths = names.iter().chain(&others).map(|name| format!("{:?}", at(name)));
+    let paths = paths.collect::<Vec<_>>().join(", ");
+    let attached =
+        yard.attach(&format!("[[lsm.fs-deny.rules]]\ndeny = \"read\"\npath = [{paths}]\n"));
+    names.iter().for_each(|name| denied(read(at(name))));
+    for name in ["many/dir/in", "outside", "many/link", "target", "many/door/in", "room/in"] {
+        denied(read(at(name)));
+    }
+    file("many/free");
+    read(at("many/free")).unwrap();
+    file("many/later");
+    denied(read(at("many/later")));
+    drop(attached.detach());
 }
 
 /// One rule about a directory, and every way to a file in it.
