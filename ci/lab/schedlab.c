@@ -9,6 +9,8 @@
  *   schedlab pingpong ROUNDS [CPU]      two processes and two pipes, bound to CPU if given
  *   schedlab tree JOBS COUNT            a make-like tree: COUNT short processes, JOBS a time
  *   schedlab deep TASKS SECONDS         TASKS busy processes: how evenly they were served
+ *   schedlab yield TASKS SECONDS        TASKS threads that yield all the time: what a turn takes,
+ *                                       and the fewest and most that a thread had
  *
  * Every result is one line of words and numbers on standard output.
  */
@@ -83,11 +85,12 @@ static pid_t hog(int nice_value)
 	return kids[nr_kids++] = pid;
 }
 
+/* Its children are not. */
 static void be_realtime(void)
 {
 	struct sched_param param = { .sched_priority = 50 };
 
-	if (sched_setscheduler(0, SCHED_FIFO, &param))
+	if (sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &param))
 		die("sched_setscheduler");
 }
 
@@ -325,6 +328,8 @@ static int deep(int tasks, double seconds)
 	double *ran = calloc(tasks, sizeof(*ran));
 	int never = 0;
 
+	/* Or it would wait for its turn among them whenever it has forked one. */
+	be_realtime();
 	for (int i = 0; i < tasks; i++)
 		hog(0);
 	for (int i = 0; i < tasks; i++)
@@ -337,6 +342,65 @@ static int deep(int tasks, double seconds)
 	kill_kids();
 	printf("deep tasks %d seconds %.1f jain %.4f never %d\n", tasks, seconds,
 	       jain(ran, tasks), never);
+	return 0;
+}
+
+/* ---- yield ---- */
+
+static pthread_rwlock_t gate = PTHREAD_RWLOCK_INITIALIZER;
+static volatile int over;
+
+static void *yielder_main(void *arg)
+{
+	volatile long *turns = arg;
+
+	/* Open once all are there. */
+	pthread_rwlock_rdlock(&gate);
+	pthread_rwlock_unlock(&gate);
+	while (!over) {
+		sched_yield();
+		++*turns;
+	}
+	return NULL;
+}
+
+static int yield(int tasks, double seconds)
+{
+	volatile long *turns = calloc(tasks, sizeof(*turns));
+	long *before = calloc(tasks, sizeof(*before));
+	pthread_t *threads = calloc(tasks, sizeof(*threads));
+	long all = 0, least = -1, most = 0;
+	long long start, took;
+	pthread_attr_t small;
+
+	pthread_attr_init(&small);
+	pthread_attr_setstacksize(&small, 32768);
+	pthread_rwlock_wrlock(&gate);
+	for (int i = 0; i < tasks; i++)
+		if (pthread_create(&threads[i], &small, yielder_main, (void *)&turns[i]))
+			die("pthread_create");
+	pthread_rwlock_unlock(&gate);
+	/* What they do to begin with is not what is asked about. */
+	for (int i = 0; i < tasks; i++)
+		while (turns[i] < 2)
+			usleep(10000);
+	for (int i = 0; i < tasks; i++)
+		before[i] = turns[i];
+	start = now_ns(CLOCK_MONOTONIC);
+	usleep(seconds * 1e6);
+	took = now_ns(CLOCK_MONOTONIC) - start;
+	for (int i = 0; i < tasks; i++) {
+		long had = turns[i] - before[i];
+
+		all += had;
+		least = least < 0 || had < least ? had : least;
+		most = had > most ? had : most;
+	}
+	over = 1;
+	for (int i = 0; i < tasks; i++)
+		pthread_join(threads[i], NULL);
+	printf("yield tasks %d: %.0f ns a turn, least %ld most %ld\n", tasks,
+	       (double)took / all, least, most);
 	return 0;
 }
 
@@ -357,6 +421,8 @@ int main(int argc, char **argv)
 		return tree(n, atoi(argv[3]));
 	if (!strcmp(what, "deep") && argc > 3)
 		return deep(n, atof(argv[3]));
+	if (!strcmp(what, "yield") && argc > 3)
+		return yield(n, atof(argv[3]));
 	fprintf(stderr, "usage: see the top of schedlab.c\n");
 	return 2;
 }

@@ -38,6 +38,7 @@ s32 BPF_STRUCT_OPS(fair_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 	struct fair_task *t;
 	bool idle = false;
 	s32 cpu, victim;
+	u64 lag;
 	u32 id;
 
 	t = task_of(p);
@@ -64,9 +65,10 @@ s32 BPF_STRUCT_OPS(fair_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 	if (!q)
 		return cpu;
 	place(p, t, id, q);
-	if (!before(t->vtime + preempt_lag_us * NSEC, q->clock))
+	lag = preempt_lag_ns(q);
+	if (!before(t->vtime + lag, q->clock))
 		return cpu;
-	victim = find_victim(p, t, cpu);
+	victim = find_victim(p, t, lag, cpu);
 	if (victim < 0)
 		return cpu;
 	stat_inc(preemptions);
@@ -106,7 +108,7 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 				scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q), enq_flags);
 				return;
 			}
-			if (take(cpu, t, scx_bpf_now())) {
+			if (take(cpu, t, preempt_lag_ns(q), scx_bpf_now())) {
 				stat_inc(preemptions);
 				scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q),
 						   enq_flags | SCX_ENQ_PREEMPT);

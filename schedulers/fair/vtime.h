@@ -63,15 +63,34 @@ static void charge(const struct task_struct *p, struct fair_task *t)
 }
 
 /*
+ * By how much who slept may be behind the clock. Where very many wait it is less than lag_us, so
+ * that all of them together, should they have slept, keep nobody waiting beyond max_wait_us.
+ */
+static u64 lag_ns(const struct fair_queue *q)
+{
+	u64 lag = lag_us * NSEC, most = max_wait_us * NSEC * (q->nr_cpus ?: 1) / (1 + q->depth);
+
+	return lag < most ? lag : most;
+}
+
+/* By how much who wakes must be behind the one whose CPU it takes: half of it, when it can be less. */
+static u64 preempt_lag_ns(const struct fair_queue *q)
+{
+	u64 lag = preempt_lag_us * NSEC, owed = lag_ns(q);
+
+	return owed == lag_us * NSEC || lag < owed / 2 ? lag : owed / 2;
+}
+
+/*
  * Fits the virtual time to the clock of the queue that the task goes to. Who slept may be
- * behind the clock by lag_us, which is what makes it first, and not by more: time asleep
+ * behind the clock by lag_ns(), which is what makes it first, and not by more: time asleep
  * is not saved up. Caches share one idea of time as long as their clocks stay close, so
  * that a task takes what it is owed along when it moves.
  */
 static void place(const struct task_struct *p, struct fair_task *t, u32 id,
 		  const struct fair_queue *q)
 {
-	u64 lag = lag_us * NSEC;
+	u64 lag = lag_ns(q);
 
 	charge(p, t);
 	if (t->queue != id) {

@@ -54,12 +54,12 @@ static struct fair_task *running_of(struct task_struct *curr)
 }
 
 /*
- * May a task that wakes take this CPU at once? It must be owed a good deal more time than
+ * May a task that wakes take this CPU at once? It must be owed a good deal more time (lag) than
  * the one that runs, which must have run for a while since it woke itself. So who sleeps a
  * lot is served at once, by whoever doesn't, however often those change; and two tasks that
  * keep waking each other are not torn apart.
  */
-static bool take(u32 cpu, const struct fair_task *t, u64 now)
+static bool take(u32 cpu, const struct fair_task *t, u64 lag, u64 now)
 {
 	struct task_struct *curr = __COMPAT_scx_bpf_cpu_curr(cpu);
 	struct fair_cpu *c = cpu_of(cpu);
@@ -75,7 +75,7 @@ static bool take(u32 cpu, const struct fair_task *t, u64 now)
 	since = curr->sched_info.last_arrival;
 	ran = now - since;
 	if (before(curr->se.sum_exec_runtime + ran, victim->woke + protect_us * NSEC) ||
-	    !before(t->vtime + preempt_lag_us * NSEC, victim->vtime + ran))
+	    !before(t->vtime + lag, victim->vtime + ran))
 		return false;
 	/* Nobody else shall choose the same victim before the switch is made. */
 	claimed = c->victim;
@@ -86,19 +86,19 @@ static bool take(u32 cpu, const struct fair_task *t, u64 now)
  * A CPU for a task that wakes and finds none idle: where it was, then near, then anywhere.
  * Negative when everybody runs by right.
  */
-static s32 find_victim(const struct task_struct *p, const struct fair_task *t, s32 prev_cpu)
+static s32 find_victim(const struct task_struct *p, const struct fair_task *t, u64 lag, s32 prev_cpu)
 {
 	u32 i, cpu, llc = llc_of(prev_cpu);
 	u64 now = scx_bpf_now();
 
-	if (take(prev_cpu, t, now))
+	if (take(prev_cpu, t, lag, now))
 		return prev_cpu;
 	bpf_for(i, 1, NEIGHBOURS) {
 		if (i >= polity_nr_cpus)
 			break;
 		cpu = (prev_cpu + i) % polity_nr_cpus;
 		if (llc_of(cpu) == llc && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
-		    take(cpu, t, now))
+		    take(cpu, t, lag, now))
 			return cpu;
 	}
 	bpf_for(i, 1, NEIGHBOURS) {
@@ -106,7 +106,7 @@ static s32 find_victim(const struct task_struct *p, const struct fair_task *t, s
 			break;
 		cpu = (prev_cpu + i) % polity_nr_cpus;
 		if (llc_of(cpu) != llc && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
-		    take(cpu, t, now))
+		    take(cpu, t, lag, now))
 			return cpu;
 	}
 	return -1;
