@@ -63,8 +63,9 @@ static void charge(const struct task_struct *p, struct fair_task *t)
 }
 
 /*
- * By how much who slept may be behind the clock. Where very many wait it is less than lag_us, so
- * that all of them together, should they have slept, keep nobody waiting beyond max_wait_us.
+ * By how much who slept may be behind the clock. Where very many wait it is less than lag_us: should
+ * they all have slept, others would wait for as many times that. As many as wait now would make
+ * it max_wait_us.
  */
 static u64 lag_ns(const struct fair_queue *q)
 {
