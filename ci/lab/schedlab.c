@@ -373,6 +373,8 @@ static int yield(int tasks, double seconds)
 	long long start, took;
 	pthread_attr_t small;
 
+	/* Or it would have to wake all of them with the share of one among so many. */
+	be_realtime();
 	pthread_attr_init(&small);
 	pthread_attr_setstacksize(&small, 32768);
 	pthread_rwlock_wrlock(&gate);
