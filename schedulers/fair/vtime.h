@@ -63,9 +63,8 @@ static void charge(const struct task_struct *p, struct fair_task *t)
 }
 
 /*
- * By how much who slept may be behind the clock. Where very many wait it is less than lag_us: should
- * they all have slept, others would wait for as many times that. As many as wait now would make
- * it max_wait_us.
+ * By how much who slept may be behind the clock. Where very many wait it is less than lag_us: so
+ * little that as many as wait, had all of them slept, would be owed max_wait_us of every CPU.
  */
 static u64 lag_ns(const struct fair_queue *q)
 {
@@ -74,7 +73,7 @@ static u64 lag_ns(const struct fair_queue *q)
 	return lag < most ? lag : most;
 }
 
-/* By how much who wakes must be behind the one whose CPU it takes: half of it, when it can be less. */
+/* By how much who wakes must be behind whose CPU it takes: at most half of a lag that is less. */
 static u64 preempt_lag_ns(const struct fair_queue *q)
 {
 	u64 lag = preempt_lag_us * NSEC, owed = lag_ns(q);

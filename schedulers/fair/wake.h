@@ -86,7 +86,8 @@ static bool take(u32 cpu, const struct fair_task *t, u64 lag, u64 now)
  * A CPU for a task that wakes and finds none idle: where it was, then near, then anywhere.
  * Negative when everybody runs by right.
  */
-static s32 find_victim(const struct task_struct *p, const struct fair_task *t, u64 lag, s32 prev_cpu)
+static s32 find_victim(const struct task_struct *p, const struct fair_task *t, u64 lag,
+		       s32 prev_cpu)
 {
 	u32 i, cpu, llc = llc_of(prev_cpu);
 	u64 now = scx_bpf_now();

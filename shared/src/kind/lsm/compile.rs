@@ -5,7 +5,7 @@ use rustc_hash::FxHashMap as HashMap;
 use super::model::{
     Class, Compiled, Effect, FIRST_GLOB, Label, Mask, NAMES, NO_RULE, Node, Object, PIN, WORDS,
 };
-use super::op::Op;
+use super::op::{self, Op};
 use super::plan::{Plan, Wants};
 use super::trie::NodeId;
 
@@ -49,7 +49,7 @@ impl Base {
     pub fn with_canary(&self, extras: &[Extra], object: Object, errno: i32) -> Compiled {
         let mut out = self.with(extras);
         let class = self.free;
-        let ops = Op::all().fold(0, |ops, op| ops | op.bit());
+        let ops = op::bits(Op::all());
         if out.classes.len() <= class as usize {
             out.classes.resize(class as usize + 1, Class::default());
         }

@@ -2,10 +2,11 @@
 //!
 //! `raw` and `parse` read `rules` (`glob` takes globs apart), `plan` and `compile` turn them into
 //! classes, nodes and effects, `globs` into spots on the way down. `identify` asks the kernel what
-//! the objects are, `scan` finds those with other names (both look into directories by `listing`), `records` and `fill` write the maps and turn the
-//! switch, `canary` proves that the kernel goes by it. `ask` asks what the rules say, `case` is a
-//! test of that, `held` tells what is open from before, `lock` keeps all of it as it is. A policy without a map `anchors` has no
-//! rules of ours: all its programs are attached as they are.
+//! the objects are, `scan` finds those with other names (both look into directories by `listing`),
+//! `records` and `fill` write the maps and turn the switch, `canary` proves that the kernel goes by
+//! it. `ask` asks what the rules say, `case` is a test of that, `held` tells what is open from
+//! before, `lock` keeps all of it as it is. A policy without a map `anchors` has no rules of ours:
+//! all its programs are attached as they are.
 
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -307,10 +308,8 @@ impl Session for Loading {
         let objects = identify::Identify::new(&oracle).trie(&self.plan.trie)?;
         let base = compile::compile(&self.plan, &objects, crate::cgroup::id);
         let maps = fill::Maps::of(object)?;
-        let canary = match self.plan.hooks.is_empty() {
-            true => None,
-            false => Some(canary::Canary::new(&oracle)?),
-        };
+        let needed = !self.plan.hooks.is_empty();
+        let canary = needed.then(|| canary::Canary::new(&oracle)).transpose()?;
         let mut compiled = canary::Canary::compiled(canary.as_ref(), &base, &[]);
         let op = std::mem::take(&mut compiled.op);
         maps.fill(KEEPING, &compiled, &self.rules, fill::Shared::Nothing)?;

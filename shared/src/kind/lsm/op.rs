@@ -1,5 +1,7 @@
 //! The operations that rules are about, and the hooks that see them.
 
+use std::borrow::Borrow;
+
 /// An operation; the discriminant is its bit in the policy's `enum deny_op`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
@@ -93,6 +95,11 @@ impl Op {
     pub fn bit(self) -> u32 {
         1 << self as u32
     }
+}
+
+/// The bits of several.
+pub fn bits<O: Borrow<Op>>(ops: impl IntoIterator<Item = O>) -> u32 {
+    ops.into_iter().fold(0, |bits, op| bits | op.borrow().bit())
 }
 
 /// The names of all operations, for a hint.

@@ -146,8 +146,7 @@ pub fn plan(rules: &Rules, links: &mut dyn Links, file: &Path, text: &str) -> Re
 
 impl Plan {
     fn add_class(&mut self, rule: &Rule, index: u32, links: &mut dyn Links) {
-        let ops = rule.deny.iter().fold(0, |ops, op| ops | op.bit());
-        let class = self.add_bit(rule, index, ops);
+        let class = self.add_bit(rule, index, op::bits(&rule.deny));
         if rule.keeps() {
             self.keep.insert(class);
         }

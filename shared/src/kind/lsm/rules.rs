@@ -46,7 +46,7 @@ pub struct Rules {
 impl Rules {
     /// The hooks that they need.
     pub fn hooks(&self) -> BTreeSet<&'static str> {
-        let denied = self.rules.iter().flat_map(|r| &r.deny).fold(0, |ops, op| ops | op.bit());
+        let denied = op::bits(self.rules.iter().flat_map(|r| &r.deny));
         let asked = Op::all().filter(|op| denied & op.bit() != 0).flat_map(Op::hooks);
         let kept = self.rules.iter().any(Rule::keeps).then_some(op::PIN_HOOKS);
         let below = self.rules.iter().any(|r| r.object.has_names()).then_some(op::MOUNT_HOOKS);
