@@ -9,11 +9,12 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use toml::de::{DeTable, DeValue, Deserializer};
 use toml::{Spanned, Value};
+use toml_spanner::{Arena, Item, Table};
 
 use crate::catalog::{self, Policy};
-use crate::error::{Error, Result, from_toml};
+use crate::document::Source;
+use crate::error::{Error, Result};
 use crate::kind::lsm::raw;
 use crate::kind::lsm::rules::Mode;
 use crate::kind::tcp_cc::scope::Scope;
@@ -71,9 +72,10 @@ pub fn read(file: &Path) -> Result<Vec<Wanted>> {
 /// # Errors
 /// The same.
 pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
-    let mut doc = DeTable::parse(text).map_err(|e| from_toml(file, text, &e))?;
-    let mut tables = tables(doc.get_mut(), file, text)?;
-    let raw = File::deserialize(Deserializer::from(doc)).map_err(|e| from_toml(file, text, &e))?;
+    let (source, arena) = (Source { file, text }, Arena::new());
+    let mut doc = source.parse(&arena)?;
+    let mut tables = tables(&mut doc, source)?;
+    let raw: File = source.take(doc.as_item())?;
     let at = |span: Range<usize>, what: String| Error::at(file, text, span, what);
     if let Some((name, _)) = raw.schedulers.iter().nth(1) {
         return Err(at(name.span(), "a second scheduler: the kernel runs one at a time".into())
@@ -150,18 +152,16 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
 
 /// Takes the tables of every policy out of the file, by `kind/name`: which there may be stands in
 /// the policies' manifests.
-fn tables(doc: &mut DeTable<'_>, file: &Path, text: &str) -> Result<BTreeMap<String, Tables>> {
-    let named = |kind: &str| match doc.get(kind).map(Spanned::get_ref) {
-        Some(DeValue::Table(all)) => {
-            all.keys().map(|n| format!("{kind}/{}", n.get_ref())).collect()
-        }
-        _ => Vec::new(),
+fn tables(doc: &mut Table<'_>, source: Source<'_>) -> Result<BTreeMap<String, Tables>> {
+    let named = |kind: &str| -> Vec<String> {
+        let all = doc.get(kind).and_then(Item::as_table);
+        all.into_iter().flatten().map(|(name, _)| format!("{kind}/{name}")).collect()
     };
     let all: Vec<String> = kind::all().flat_map(|kind| named(kind.name())).collect();
     let mut tables = BTreeMap::new();
     // One that can't be found is told where it is wanted.
     for policy in all.iter().filter_map(|id| catalog::find(id).ok()) {
-        if let Some(of) = Tables::take(doc, &policy, file, text)? {
+        if let Some(of) = Tables::take(doc, &policy, source)? {
             tables.insert(policy.id(), of);
         }
     }

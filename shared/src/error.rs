@@ -109,15 +109,6 @@ fn located(file: &Path, text: &str, span: Range<usize>, what: &str) -> String {
     format!("{}:{line}:{column}: {what}\n{body}", file.display())
 }
 
-/// Turns an error of the TOML reader into one that shows the line.
-pub fn from_toml(file: &Path, text: &str, error: &toml::de::Error) -> Error {
-    let what = error.message().to_owned();
-    match error.span() {
-        Some(span) => Error::at(file, text, span, what),
-        None => Error::config(format!("{}: {what}", file.display())),
-    }
-}
-
 /// The exit status that `error` ends the program with.
 pub fn exit(error: &anyhow::Error) -> Exit {
     error.chain().find_map(|e| e.downcast_ref::<Error>()).map_or(Exit::Failed, |e| e.exit)

@@ -6,8 +6,10 @@ use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use toml_spanner::Arena;
 
-use crate::error::{Error, Result, from_toml};
+use crate::document::Source;
+use crate::error::{Error, Result};
 use crate::kind;
 
 /// The name of the manifest file in a policy folder.
@@ -134,7 +136,7 @@ impl Manifest {
     /// # Errors
     /// Unknown keys, wrong types and impossible values, each with line and column.
     pub fn parse(file: &Path, text: &str) -> Result<Self> {
-        let manifest: Self = toml::from_str(text).map_err(|e| from_toml(file, text, &e))?;
+        let manifest: Self = Source { file, text }.read()?;
         manifest.validate(file, text)?;
         Ok(manifest)
     }
@@ -194,20 +196,16 @@ impl Param {
 
 /// Where the value at `path` stands in `text`; the whole text when it is not there.
 pub fn span(text: &str, path: &[&str]) -> Range<usize> {
-    let Ok(root) = toml::de::DeTable::parse(text) else { return 0..0 };
-    let mut at = root.span();
-    let mut table = root.get_ref();
+    let arena = Arena::new();
+    let Ok(root) = toml_spanner::parse(text, &arena) else { return 0..0 };
+    let mut at = root.table().as_item();
     for key in path {
-        let Some((_, value)) = table.iter().find(|(k, _)| k.get_ref().as_ref() == *key) else {
-            break;
-        };
-        at = value.span();
-        match value.get_ref().as_table() {
-            Some(inner) => table = inner,
+        match at.as_table().and_then(|table| table.get(key)) {
+            Some(inner) => at = inner,
             None => break,
         }
     }
-    at
+    at.span().range()
 }
 
 #[cfg(test)]

@@ -20,12 +20,13 @@ use std::path::{Path, PathBuf};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object};
 use serde::{Deserialize, Serialize};
-use toml::de::{DeTable, DeValue, ValueDeserializer};
 use toml::{Spanned, Value};
+use toml_spanner::{Arena, Table};
 
 use crate::catalog::Policy;
 use crate::cgroup;
-use crate::error::{Error, Result, from_toml};
+use crate::document::{self, Source};
+use crate::error::{Error, Result};
 use crate::layout::{Layout, Member};
 use crate::live::Live;
 use crate::manifest;
@@ -58,29 +59,15 @@ impl Tables {
     ///
     /// # Errors
     /// Exit status 2 with the place: something else than `[[KIND.NAME.TABLE]]`.
-    pub fn take(
-        doc: &mut DeTable<'_>,
-        policy: &Policy,
-        file: &Path,
-        text: &str,
-    ) -> Result<Option<Self>> {
+    pub fn take(doc: &mut Table<'_>, policy: &Policy, source: Source<'_>) -> Result<Option<Self>> {
         let head = &policy.manifest.policy;
-        let Some(DeValue::Table(kind)) = doc.get_mut(head.kind.as_str()).map(Spanned::get_mut)
-        else {
-            return Ok(None);
-        };
-        let Some(DeValue::Table(own)) = kind.get_mut(head.name.as_str()).map(Spanned::get_mut)
-        else {
-            return Ok(None);
-        };
+        let Some(own) = document::table(doc, [&head.kind, &head.name]) else { return Ok(None) };
         let mut rows = BTreeMap::new();
         for name in policy.manifest.tables.keys() {
-            let Some(found) = own.remove(name.as_str()) else { continue };
-            let list = Vec::deserialize(ValueDeserializer::from(found))
-                .map_err(|e| from_toml(file, text, &e))?;
-            rows.insert(name.clone(), Rows::Written(list));
+            let Some((_, found)) = own.remove_entry(name) else { continue };
+            rows.insert(name.clone(), Rows::Written(source.take(&found)?));
         }
-        let (file, text) = (file.to_owned(), text.to_owned());
+        let (file, text) = (source.file.to_owned(), source.text.to_owned());
         Ok((!rows.is_empty()).then_some(Self { file, text, rows }))
     }
 
@@ -109,8 +96,8 @@ impl Tables {
     pub fn read(file: &Path, policy: &Policy) -> Result<Self> {
         let text = std::fs::read_to_string(file)
             .map_err(|e| Error::config(format!("can't read {}: {e}", file.display())))?;
-        let mut doc = DeTable::parse(&text).map_err(|e| from_toml(file, &text, &e))?;
-        let tables = Self::take(doc.get_mut(), policy, file, &text)?;
+        let (source, arena) = (Source { file, text: &text }, Arena::new());
+        let tables = Self::take(&mut source.parse(&arena)?, policy, source)?;
         tables.ok_or_else(|| {
             let id = policy.id();
             let names: Vec<_> = policy.manifest.tables.keys().map(String::as_str).collect();

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::print_json;
 use crate::cli::Why;
+use crate::closest::closest;
 use crate::error::{Error, Result};
 use crate::kind::lsm::ask::{Answer, Asker, Caller, Reason, Verdict};
 use crate::kind::lsm::lock::Told;
@@ -21,7 +22,7 @@ use crate::{out, render};
 pub fn run(args: &Why) -> Result<()> {
     let op = Op::find(&args.op).ok_or_else(|| {
         let error = Error::config(format!("no operation `{}`", args.op));
-        match op::closest(&args.op, Op::all().map(Op::name)) {
+        match closest(&args.op, Op::all().map(Op::name)) {
             Some(meant) => error.hint(format!("did you mean `{meant}`?")),
             None => error.hint(format!("operations are {}", op::list())),
         }

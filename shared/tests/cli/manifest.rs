@@ -33,7 +33,7 @@ fn what_does_not_fit_is_not_built() {
 
 #[test]
 fn what_is_no_toml_is_shown_with_its_line() {
-    refused(&Folder::manifest("name = \"demo\"", "name = \"demo"), "2:13", &["invalid"]);
+    refused(&Folder::manifest("name = \"demo\"", "name = \"demo"), "2:13", &["unterminated"]);
     refused(&Folder::of("", SOURCE), "1:1", &["missing field `policy`"]);
 }
 

@@ -5,7 +5,7 @@ use rustc_hash::FxHashMap as HashMap;
 use super::model::{
     Class, Compiled, Effect, FIRST_GLOB, Label, Mask, NAMES, NO_RULE, Node, Object, PIN, WORDS,
 };
-use super::op::{self, Op};
+use super::op::{Op, Ops};
 use super::plan::{Plan, Wants};
 use super::trie::NodeId;
 
@@ -49,7 +49,7 @@ impl Base {
     pub fn with_canary(&self, extras: &[Extra], object: Object, errno: i32) -> Compiled {
         let mut out = self.with(extras);
         let class = self.free;
-        let ops = op::bits(Op::all());
+        let ops = Ops::from_iter(Op::all()).bits();
         if out.classes.len() <= class as usize {
             out.classes.resize(class as usize + 1, Class::default());
         }
@@ -104,8 +104,8 @@ pub fn compile(
         }
         out.names.push((parent, node.name.clone(), id));
     }
-    out.names.sort_unstable();
-    out.names.dedup();
+    // Those of one parent together.
+    out.names.sort_by_key(|(parent, ..)| *parent);
     for (id, wants) in &wants {
         out.want(*id, wants, &mut effects);
     }
@@ -114,8 +114,12 @@ pub fn compile(
             out.anchors.push((*object, same.of(id as NodeId)));
         }
     }
-    out.anchors.sort_unstable();
-    out.anchors.dedup();
+    if same.joined {
+        out.names.sort_unstable();
+        out.names.dedup();
+        out.anchors.sort_unstable();
+        out.anchors.dedup();
+    }
     for (ty, mask) in &plan.fstypes {
         let effect = effects.index(&mut out, Effect { set: *mask, clear: Mask::default() });
         out.fstypes.push((ty.clone(), effect));
@@ -244,11 +248,16 @@ impl Compiled {
 
 /// Nodes that are one and the same object: bind mounts, hard links, symbolic links to
 /// directories. Their children are then the same, too.
-struct Same(Vec<NodeId>);
+struct Same {
+    /// For each node another that it is, or itself.
+    node: Vec<NodeId>,
+    /// Whether any two are one.
+    joined: bool,
+}
 
 impl Same {
     fn find(plan: &Plan, objects: &[Option<Object>]) -> Self {
-        let mut same = Self((0..plan.trie.len() as NodeId).collect());
+        let mut same = Self { node: (0..plan.trie.len() as NodeId).collect(), joined: false };
         let mut first = HashMap::default();
         for (id, object) in objects.iter().enumerate().skip(1) {
             if let Some(object) = object {
@@ -257,23 +266,22 @@ impl Same {
                 same.join(other, id);
             }
         }
-        // Until no two nodes of one name have the same parent.
-        loop {
+        // Until no two nodes of one name have the same parent, which none have to begin with.
+        let mut again = same.joined;
+        while again {
             let mut names: HashMap<(NodeId, &str), NodeId> = HashMap::default();
-            let mut joined = false;
+            again = false;
             for (id, node) in plan.trie.iter() {
                 let other = *names.entry((same.of(node.parent), &node.name)).or_insert(id);
-                joined |= same.join(other, id);
-            }
-            if !joined {
-                return same;
+                again |= same.join(other, id);
             }
         }
+        same
     }
 
     fn of(&self, mut id: NodeId) -> NodeId {
-        while self.0[id as usize] != id {
-            id = self.0[id as usize];
+        while self.node[id as usize] != id {
+            id = self.node[id as usize];
         }
         id
     }
@@ -282,7 +290,8 @@ impl Same {
     fn join(&mut self, a: NodeId, b: NodeId) -> bool {
         let (a, b) = (self.of(a), self.of(b));
         // The lower number is nearer the root, and names lead downwards.
-        self.0[a.max(b) as usize] = a.min(b);
+        self.node[a.max(b) as usize] = a.min(b);
+        self.joined |= a != b;
         a != b
     }
 }

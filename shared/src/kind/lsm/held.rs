@@ -101,7 +101,7 @@ pub fn held(asker: &Asker) -> Result<Vec<Held>> {
 /// # Errors
 /// Those of [`held`].
 pub fn tell(asker: &Asker, rules: &Rules) -> Result<()> {
-    let concern = |op| rules.rules.iter().any(|r| r.deny.contains(&op));
+    let concern = |op| rules.rules.iter().any(|r| r.deny.contains(op));
     if !concern(Op::Read) && !concern(Op::Write) {
         return Ok(());
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Program};
 use rustix::fs::{CWD, Mode as FileMode, OFlags, openat};
 use serde_json::{Value, json};
+use toml_spanner::{Arena, Item};
 
 use super::fill::{InForce, Maps, random};
 use super::records::Bytes;
@@ -321,11 +322,11 @@ pub fn facts() -> Vec<Fact> {
 /// Whether the system's file asks for a lock.
 fn in_file() -> bool {
     let text = std::fs::read_to_string(desired::FILE).unwrap_or_default();
-    let file: toml::Table = toml::from_str(&text).unwrap_or_default();
-    let policies = file.get("lsm").and_then(toml::Value::as_table);
-    policies.is_some_and(|all| {
-        all.values().any(|p| p.get("lock").and_then(toml::Value::as_bool) == Some(true))
-    })
+    let arena = Arena::new();
+    let Ok(file) = toml_spanner::parse(&text, &arena) else { return false };
+    let policies = file.table().get("lsm").and_then(Item::as_table);
+    let mut own = policies.into_iter().flatten().filter_map(|(_, policy)| policy.as_table());
+    own.any(|policy| policy.get("lock").and_then(Item::as_bool) == Some(true))
 }
 
 fn tell_what_is_open() {

@@ -1,7 +1,5 @@
 //! The operations that rules are about, and the hooks that see them.
 
-use std::borrow::Borrow;
-
 /// An operation; the discriminant is its bit in the policy's `enum deny_op`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
@@ -97,35 +95,47 @@ impl Op {
     }
 }
 
-/// The bits of several.
-pub fn bits<O: Borrow<Op>>(ops: impl IntoIterator<Item = O>) -> u32 {
-    ops.into_iter().fold(0, |bits, op| bits | op.borrow().bit())
+/// Some of them, by their bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Ops(u32);
+
+impl Ops {
+    /// Their bits.
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether `op` is one.
+    pub fn contains(self, op: Op) -> bool {
+        self.0 & op.bit() != 0
+    }
+
+    /// In order.
+    pub fn iter(self) -> impl Iterator<Item = Op> {
+        Op::all().filter(move |op| self.contains(*op))
+    }
+
+    /// These and those.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl FromIterator<Op> for Ops {
+    fn from_iter<I: IntoIterator<Item = Op>>(ops: I) -> Self {
+        Self(ops.into_iter().fold(0, |bits, op| bits | op.bit()))
+    }
 }
 
 /// The names of all operations, for a hint.
 pub fn list() -> String {
     Op::all().map(Op::name).collect::<Vec<_>>().join(", ")
-}
-
-/// The word of `known` that `word` was probably meant to be.
-pub fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let near = known.map(|k| (distance(word, k), k)).min()?;
-    (near.0 <= near.1.len().min(word.len()) / 3 + 1).then_some(near.1)
-}
-
-/// Levenshtein's distance in bytes.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().take(64).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let change = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -138,12 +148,7 @@ mod tests {
             assert_eq!(op as usize, i);
             assert_eq!(Op::find(op.name()), Some(op));
         }
-    }
-
-    #[test]
-    fn a_typo_finds_its_word() {
-        assert_eq!(closest("wirte", Op::all().map(Op::name)), Some("write"));
-        assert_eq!(closest("exek", Op::all().map(Op::name)), Some("exec"));
-        assert_eq!(closest("photograph", Op::all().map(Op::name)), None);
+        let some = Ops::from_iter([Op::Exec, Op::Read]);
+        assert_eq!(some.iter().collect::<Vec<_>>(), [Op::Read, Op::Exec]);
     }
 }

@@ -1,19 +1,21 @@
 //! From a rules file to rules, each checked; an error shows the place of what is wrong.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
 use rustc_hash::FxHashSet;
 use toml::Spanned;
+use toml_spanner::Arena;
 
 use super::case::Case;
 use super::glob::{self, Glob};
-use super::op::{self, Op};
+use super::op::{self, Op, Ops};
 use super::raw::{self, Texts, spread};
 use super::rules::{ERRNOS, MAX_NAME, Mode, Object, Rule, Rules, Subject};
-use crate::error::{Error, Result, from_toml};
+use crate::closest::closest;
+use crate::document::{self, Source};
+use crate::error::{Error, Result};
 
 /// Longest path, `PATH_MAX` less the NUL; and longest component, `NAME_MAX`.
 const MAX_PATH: usize = 4095;
@@ -26,13 +28,20 @@ const RATE: u32 = 100;
 /// # Errors
 /// Exit status 2 with file, line, column and what to write instead.
 pub fn parse(file: &Path, text: &str, policy: &str) -> Result<Rules> {
-    let mut raw: raw::File = toml::from_str(text).map_err(|e| unknown_key(file, text, &e))?;
+    let (source, arena) = (Source { file, text }, Arena::new());
+    let mut doc = source.parse(&arena)?;
+    let own = document::table(&mut doc, ["lsm", policy])
+        .filter(|own| own.get("rules").is_some_and(|rules| rules.as_array().is_some()));
+    let written = own.and_then(|own| own.remove_entry("rules"));
+    let written = written.as_ref().and_then(|(_, rules)| rules.as_array());
+    let mut raw: raw::File = source.take(doc.as_item())?;
     let everywhere = raw.test;
     let Some(raw) = raw.lsm.remove(policy) else { return Ok(Rules::default()) };
-    let reader = Reader { file, text };
-    let mut places = Vec::with_capacity(raw.rules.len());
-    let mut rules = Vec::with_capacity(raw.rules.len());
-    for (at, rule) in raw.rules.into_iter().enumerate() {
+    let reader = Reader { source };
+    let (mut places, mut rules) = (Vec::new(), Vec::new());
+    // One after the other: there may be very many, and one as it is written is large.
+    for (at, rule) in written.into_iter().flatten().enumerate() {
+        let rule: Spanned<raw::Rule> = source.take(rule)?;
         places.push(rule.get_ref().name.as_ref().map_or_else(|| rule.span(), Spanned::span));
         rules.push(reader.rule(rule, at, raw.mode)?);
     }
@@ -50,42 +59,25 @@ pub fn parse(file: &Path, text: &str, policy: &str) -> Result<Rules> {
     Ok(Rules::new(raw.mode, lock.is_some(), rules, tests))
 }
 
-/// An error of the TOML reader, with the key that was meant where it is close to one.
-fn unknown_key(file: &Path, text: &str, error: &toml::de::Error) -> Error {
-    let shown = from_toml(file, text, error);
-    let words: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
-    match words.split_first() {
-        Some((wrong, known)) if error.message().starts_with("unknown field") => {
-            match op::closest(wrong, known.iter().copied()) {
-                Some(meant) => shown.hint(format!("did you mean `{meant}`?")),
-                None => shown,
-            }
-        }
-        _ => shown,
-    }
-}
-
 struct Reader<'a> {
-    file: &'a Path,
-    text: &'a str,
+    source: Source<'a>,
 }
 
 impl Reader<'_> {
     fn at(&self, span: &Range<usize>, what: impl fmt::Display) -> Error {
-        Error::at(self.file, self.text, span.clone(), what)
+        self.source.at(span.clone(), what)
     }
 
     fn rule(&self, raw: Spanned<raw::Rule>, index: usize, mode: Mode) -> Result<Rule> {
         // The first line of the rule: the whole of it would fill the screen.
         let start = raw.span().start;
-        let line = self.text[start..].find('\n').map_or(self.text.len(), |n| start + n);
+        let line =
+            self.source.text[start..].find('\n').map_or(self.source.text.len(), |n| start + n);
         let whole = start..line;
         let raw = raw.into_inner();
         let deny_span = raw.deny.span();
-        let mut deny = BTreeSet::new();
-        for word in spread(raw.deny) {
-            deny.insert(self.op(&word)?);
-        }
+        let words = spread(raw.deny).into_iter();
+        let deny = words.map(|word| self.op(&word)).collect::<Result<Ops>>()?;
         if deny.is_empty() {
             return Err(self
                 .at(&deny_span, "the rule denies nothing")
@@ -94,8 +86,8 @@ impl Reader<'_> {
         }
         let revoke = raw.revoke.as_ref().is_some_and(|r| *r.get_ref());
         if let Some(place) = raw.revoke.filter(|_| revoke)
-            && !deny.contains(&Op::Read)
-            && !deny.contains(&Op::Write)
+            && !deny.contains(Op::Read)
+            && !deny.contains(Op::Write)
         {
             return Err(self
                 .at(
@@ -135,7 +127,7 @@ impl Reader<'_> {
     fn op(&self, word: &Spanned<String>) -> Result<Op> {
         Op::find(word.get_ref()).ok_or_else(|| {
             let error = self.at(&word.span(), format!("no operation `{}`", word.get_ref()));
-            match op::closest(word.get_ref(), Op::all().map(Op::name)) {
+            match closest(word.get_ref(), Op::all().map(Op::name)) {
                 Some(meant) => error.hint(format!("did you mean `{meant}`?")),
                 None => error.hint(format!("operations are {}", op::list())),
             }
@@ -328,9 +320,11 @@ impl Reader<'_> {
 
     fn add_subject(&self, to: &mut Subject, raw: raw::Subject, negate: bool) -> Result<()> {
         if raw.not.is_some() {
-            return Err(
-                Error::config(format!("{}: a `not` within a `not`", self.file.display())).into()
-            );
+            return Err(Error::config(format!(
+                "{}: a `not` within a `not`",
+                self.source.file.display()
+            ))
+            .into());
         }
         let spans = [
             raw.uid.as_ref().map(Spanned::span),
@@ -377,7 +371,9 @@ impl Reader<'_> {
 
     fn case(&self, raw: Spanned<raw::Test>, index: usize) -> Result<Case> {
         let span = raw.span();
-        let line = self.text[span.start..].find('\n').map_or(self.text.len(), |n| span.start + n);
+        let line = self.source.text[span.start..]
+            .find('\n')
+            .map_or(self.source.text.len(), |n| span.start + n);
         let raw = raw.into_inner();
         let path = |text: Option<Spanned<String>>| text.map(|t| self.path(&t)).transpose();
         Ok(Case {

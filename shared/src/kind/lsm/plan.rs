@@ -16,7 +16,7 @@ use super::globs::{Globs, Route, Tails};
 use super::model::{
     Class, FIRST_GLOB, Label, MAX_CLASSES, MAX_GLOBS, MAX_SHAPES, Mask, NO_RULE, SUBJECTS,
 };
-use super::op::{self, Op};
+use super::op::{self, Ops};
 use super::rules::{Mode, Object, Rule, Rules, Subject};
 use super::trie::{Links, NodeId, Trie};
 use crate::error::{Error, Result};
@@ -70,7 +70,7 @@ pub struct Plan {
 /// What rules of one class have in common.
 #[derive(PartialEq, Eq, Hash)]
 struct Key<'a> {
-    deny: &'a BTreeSet<Op>,
+    deny: Ops,
     mode: Mode,
     errno: i32,
     subject: &'a Subject,
@@ -92,7 +92,7 @@ pub fn plan(rules: &Rules, links: &mut dyn Links, file: &Path, text: &str) -> Re
     for (index, rule) in rules.rules.iter().enumerate() {
         let solo = rule.object.has_holes() || matches!(rule.object, Object::Globs { .. });
         let key = Key {
-            deny: &rule.deny,
+            deny: rule.deny,
             mode: rule.mode,
             errno: rule.errno,
             subject: &rule.subject,
@@ -146,15 +146,15 @@ pub fn plan(rules: &Rules, links: &mut dyn Links, file: &Path, text: &str) -> Re
 
 impl Plan {
     fn add_class(&mut self, rule: &Rule, index: u32, links: &mut dyn Links) {
-        let class = self.add_bit(rule, index, op::bits(&rule.deny));
+        let class = self.add_bit(rule, index, rule.deny.bits());
         if rule.keeps() {
             self.keep.insert(class);
         }
         if rule.revoke {
             self.revoke.insert(class);
         }
-        for op in &rule.deny {
-            self.op[*op as usize].insert(class);
+        for op in rule.deny.iter() {
+            self.op[op as usize].insert(class);
         }
         let subject = &rule.subject;
         for uid in &subject.uid {

@@ -12,7 +12,7 @@ use super::case::Case;
 use super::glob::Glob;
 use super::hash;
 use super::lock;
-use super::op::{self, Op};
+use super::op::{self, Op, Ops};
 
 /// Longest rule name: `DENY_RULE_NAME` of the policy less the NUL.
 pub const MAX_NAME: usize = 31;
@@ -46,8 +46,8 @@ pub struct Rules {
 impl Rules {
     /// The hooks that they need.
     pub fn hooks(&self) -> BTreeSet<&'static str> {
-        let denied = op::bits(self.rules.iter().flat_map(|r| &r.deny));
-        let asked = Op::all().filter(|op| denied & op.bit() != 0).flat_map(Op::hooks);
+        let denied = self.rules.iter().fold(Ops::default(), |all, rule| all.or(rule.deny));
+        let asked = denied.iter().flat_map(Op::hooks);
         let kept = self.rules.iter().any(Rule::keeps).then_some(op::PIN_HOOKS);
         let below = self.rules.iter().any(|r| r.object.has_names()).then_some(op::MOUNT_HOOKS);
         let late = self.rules.iter().any(|r| r.revoke).then_some(op::LATE_HOOKS);
@@ -115,7 +115,7 @@ pub struct Rule {
     /// Its name, in events and statistics.
     pub name: String,
     /// What it denies.
-    pub deny: BTreeSet<Op>,
+    pub deny: Ops,
     /// What it is about.
     pub object: Object,
     /// Whom it concerns.
