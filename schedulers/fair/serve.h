@@ -6,13 +6,15 @@
 #include "vtime.h"
 #include "wake.h"
 
-/* Puts the task's node into its tree, or finds that it is there. */
-static bool queue_task(struct task_struct *p, struct fair_task *t, u32 id, struct fair_queue *q)
+/* Puts the task's node into its tree, or finds that it is there. woke: it slept until now. */
+static bool queue_task(struct task_struct *p, struct fair_task *t, u32 id, struct fair_queue *q,
+		       bool woke)
 {
 	struct fair_node *n;
 
 	task_activate(t);
 	place(p, t, id, q);
+	t->owed = woke && before(t->vtime, q->clock);
 	/*
 	 * Order matters: first queued, then the node. Whoever has the node in his hands
 	 * right now (serve) parks it first and then looks at queued, so one of us sees
@@ -33,7 +35,8 @@ static bool queue_task(struct task_struct *p, struct fair_task *t, u32 id, struc
 	n->pid = p->pid;
 	/* A parked one may be older than the one that replaced it: see serve(). */
 	n->serial = t->serial;
-	n->key = t->vtime;
+	n->key = key_of(t, q);
+	n->owed = t->owed;
 	n->weight = task_share(t) >> 10 ?: 1;
 	n->since = scx_bpf_now();
 	t->tree = id;
@@ -60,7 +63,8 @@ static __always_inline void park(struct fair_task *t, struct fair_node *n)
 		return;
 	}
 	n->serial = t->serial;
-	n->key = t->vtime;
+	n->key = key_of(t, q);
+	n->owed = t->owed;
 	n->weight = task_share(t) >> 10 ?: 1;
 	n->since = scx_bpf_now();
 	t->tree = t->queue;

@@ -82,6 +82,16 @@ static u64 preempt_lag_ns(const struct fair_queue *q)
 }
 
 /*
+ * Whether several wait already that woke behind the clock. Then whoever wakes is not one that sleeps
+ * among the busy, but of many that keep waking each other: it waits in line, or they
+ * would spend their time on taking each other's CPUs.
+ */
+static bool is_crowded(const struct fair_queue *q)
+{
+	return q->owed > 1;
+}
+
+/*
  * Fits the virtual time to the clock of the queue that the task goes to. Who slept may be
  * behind the clock by lag_ns(), which is what makes it first, and not by more: time asleep
  * is not saved up. Caches share one idea of time as long as their clocks stay close, so
@@ -103,6 +113,18 @@ static void place(const struct task_struct *p, struct fair_task *t, u32 id,
 	}
 	if (before(t->vtime, q->clock - lag))
 		t->vtime = q->clock - lag;
+}
+
+/*
+ * Where it waits. However much it is owed, it comes before the others in the tree by a small head
+ * start only: of many that keep waking each other whoever is woken would else come first, for
+ * the one word that is there for it.
+ */
+static u64 key_of(const struct fair_task *t, const struct fair_queue *q)
+{
+	u64 least = q->clock - head_start_us * NSEC;
+
+	return before(t->vtime, least) ? least : t->vtime;
 }
 
 #endif /* __FAIR_VTIME_H */
