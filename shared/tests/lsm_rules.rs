@@ -163,6 +163,15 @@ fn one_object_under_two_paths_is_one_node() {
 }
 
 #[test]
+fn names_are_in_order_as_those_who_search_them_expect() {
+    let text =
+        rule("deny = [\"read\"]\npath = [\"/w/vault\", \"/w/r2\", \"/b\", \"/w/a\", \"/a/z\"]");
+    let names = compiled(&planned(&text)).names;
+    assert!(names.is_sorted(), "{names:?}");
+    assert_eq!(names.len(), 7);
+}
+
+#[test]
 fn a_further_name_has_the_rules_of_its_directory_too() {
     let text = rule("deny = [\"read\"]\npath = \"/a\"\nexcept = \"/a/hole\"")
         + &rule("deny = [\"write\"]\npath = \"/b/file\"");

@@ -104,8 +104,8 @@ pub fn compile(
         }
         out.names.push((parent, node.name.clone(), id));
     }
-    // Those of one parent together.
-    out.names.sort_by_key(|(parent, ..)| *parent);
+    // Those of one parent together, in order: `scan` searches them so.
+    out.names.sort_unstable();
     for (id, wants) in &wants {
         out.want(*id, wants, &mut effects);
     }
@@ -115,7 +115,6 @@ pub fn compile(
         }
     }
     if same.joined {
-        out.names.sort_unstable();
         out.names.dedup();
         out.anchors.sort_unstable();
         out.anchors.dedup();
