@@ -68,12 +68,14 @@ impl Reader<'_> {
         self.source.at(span.clone(), what)
     }
 
+    /// Where a table of several lines is shown: the whole of it would fill the screen.
+    fn first_line(&self, span: &Range<usize>) -> Range<usize> {
+        let (start, text) = (span.start, self.source.text);
+        start..text[start..].find('\n').map_or(text.len(), |n| start + n)
+    }
+
     fn rule(&self, raw: Spanned<raw::Rule>, index: usize, mode: Mode) -> Result<Rule> {
-        // The first line of the rule: the whole of it would fill the screen.
-        let start = raw.span().start;
-        let line =
-            self.source.text[start..].find('\n').map_or(self.source.text.len(), |n| start + n);
-        let whole = start..line;
+        let whole = self.first_line(&raw.span());
         let raw = raw.into_inner();
         let deny_span = raw.deny.span();
         let words = spread(raw.deny).into_iter();
@@ -370,10 +372,7 @@ impl Reader<'_> {
     }
 
     fn case(&self, raw: Spanned<raw::Test>, index: usize) -> Result<Case> {
-        let span = raw.span();
-        let line = self.source.text[span.start..]
-            .find('\n')
-            .map_or(self.source.text.len(), |n| span.start + n);
+        let span = self.first_line(&raw.span());
         let raw = raw.into_inner();
         let path = |text: Option<Spanned<String>>| text.map(|t| self.path(&t)).transpose();
         Ok(Case {
@@ -385,7 +384,7 @@ impl Reader<'_> {
             gid: raw.gid,
             cgroup: path(raw.cgroup)?,
             expect: raw.expect,
-            span: span.start..line,
+            span,
         })
     }
 }
