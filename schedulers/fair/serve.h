@@ -6,6 +6,18 @@
 #include "vtime.h"
 #include "wake.h"
 
+/* What a node says of its task as it goes into the tree. */
+static __always_inline void fill(struct fair_node *n, struct fair_task *t,
+				 const struct fair_queue *q)
+{
+	/* A parked one may be older than the one that replaced it: see serve(). */
+	n->serial = t->serial;
+	n->key = key_of(t, q);
+	n->owed = t->owed;
+	n->weight = task_share(t) >> 10 ?: 1;
+	n->since = scx_bpf_now();
+}
+
 /* Puts the task's node into its tree, or finds that it is there. woke: it slept until now. */
 static bool queue_task(struct task_struct *p, struct fair_task *t, u32 id, struct fair_queue *q,
 		       bool woke)
@@ -33,12 +45,7 @@ static bool queue_task(struct task_struct *p, struct fair_task *t, u32 id, struc
 		t->has_node = 1;
 	}
 	n->pid = p->pid;
-	/* A parked one may be older than the one that replaced it: see serve(). */
-	n->serial = t->serial;
-	n->key = key_of(t, q);
-	n->owed = t->owed;
-	n->weight = task_share(t) >> 10 ?: 1;
-	n->since = scx_bpf_now();
+	fill(n, t, q);
 	t->tree = id;
 	queue_push(q, n);
 	return true;
@@ -62,11 +69,7 @@ static __always_inline void park(struct fair_task *t, struct fair_node *n)
 		bpf_obj_drop(n);
 		return;
 	}
-	n->serial = t->serial;
-	n->key = key_of(t, q);
-	n->owed = t->owed;
-	n->weight = task_share(t) >> 10 ?: 1;
-	n->since = scx_bpf_now();
+	fill(n, t, q);
 	t->tree = t->queue;
 	queue_push(q, n);
 }
