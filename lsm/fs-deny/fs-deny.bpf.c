@@ -85,9 +85,9 @@ int BPF_PROG(on_file_open, struct file *file, int ret)
 		return ret;
 	ops = file->f_flags & FMODE_EXEC ? OP(exec) : open_ops(file);
 	/* A block device node reaches past the file system that is on it. */
-	if ((file->f_inode->i_mode & S_IFMT) == S_IFBLK)
+	if ((as_file((u64)file)->f_inode->i_mode & S_IFMT) == S_IFBLK)
 		ops |= OP(DENY_DISK);
-	return check_file(file, ops);
+	return check_open(file, ops);
 }
 
 /* A descriptor that arrives over a socket or by pidfd_getfd(2). */
@@ -102,7 +102,7 @@ SEC("lsm/mmap_file")
 int BPF_PROG(on_mmap_file, struct file *file, unsigned long reqprot, unsigned long prot,
 	     unsigned long flags, int ret)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	u32 ops = 0;
 
 	/* What execve(2) itself maps was asked for when it was opened. */
@@ -161,39 +161,39 @@ int BPF_PROG(on_file_truncate, struct file *file, int ret)
 SEC("lsm/inode_create")
 int BPF_PROG(on_inode_create, struct inode *dir, struct dentry *dentry, umode_t mode, int ret)
 {
-	return ret ?: check(dentry, NULL, OP(create));
+	return ret ?: check_in(dir, dentry, NULL, OP(create));
 }
 
 SEC("lsm/inode_mkdir")
 int BPF_PROG(on_inode_mkdir, struct inode *dir, struct dentry *dentry, umode_t mode, int ret)
 {
-	return ret ?: check(dentry, NULL, OP(create));
+	return ret ?: check_in(dir, dentry, NULL, OP(create));
 }
 
 SEC("lsm/inode_mknod")
 int BPF_PROG(on_inode_mknod, struct inode *dir, struct dentry *dentry, umode_t mode, dev_t dev,
 	     int ret)
 {
-	return ret ?: check(dentry, NULL, OP(create));
+	return ret ?: check_in(dir, dentry, NULL, OP(create));
 }
 
 SEC("lsm/inode_symlink")
 int BPF_PROG(on_inode_symlink, struct inode *dir, struct dentry *dentry, const char *old_name,
 	     int ret)
 {
-	return ret ?: check(dentry, NULL, OP(create));
+	return ret ?: check_in(dir, dentry, NULL, OP(create));
 }
 
 SEC("lsm/inode_unlink")
 int BPF_PROG(on_inode_unlink, struct inode *dir, struct dentry *dentry, int ret)
 {
-	return ret ?: check(dentry, dentry->d_inode, OP(delete));
+	return ret ?: check_in(dir, dentry, inode_of(dentry), OP(delete));
 }
 
 SEC("lsm/inode_rmdir")
 int BPF_PROG(on_inode_rmdir, struct inode *dir, struct dentry *dentry, int ret)
 {
-	return ret ?: check(dentry, dentry->d_inode, OP(delete) | OP(DENY_PIN));
+	return ret ?: check_in(dir, dentry, inode_of(dentry), OP(delete) | OP(DENY_PIN));
 }
 
 /* A name vanishes and another appears; RENAME_EXCHANGE calls twice, the second time reversed. */
@@ -201,18 +201,18 @@ SEC("lsm/inode_rename")
 int BPF_PROG(on_inode_rename, struct inode *old_dir, struct dentry *old_dentry,
 	     struct inode *new_dir, struct dentry *new_dentry, int ret)
 {
-	struct inode *replaced = new_dentry->d_inode;
+	struct inode *replaced = inode_of(new_dentry);
 	u32 ops = OP(rename) | OP(create);
 
 	if (ret)
 		return ret;
-	ret = check_move(old_dentry, old_dentry->d_inode,
+	ret = check_move(old_dir, old_dentry, inode_of(old_dentry),
 			 OP(rename) | OP(delete) | OP(DENY_PIN) | OP(DENY_MOVE), new_dentry);
 	if (ret)
 		return ret;
 	if (replaced)
 		ops |= OP(delete) | OP(DENY_PIN);
-	return check(new_dentry, replaced, ops);
+	return check_in(new_dir, new_dentry, replaced, ops);
 }
 
 SEC("lsm/inode_link")
@@ -221,8 +221,9 @@ int BPF_PROG(on_inode_link, struct dentry *old_dentry, struct inode *dir,
 {
 	if (ret)
 		return ret;
-	ret = check_move(old_dentry, old_dentry->d_inode, OP(link) | OP(DENY_MOVE), new_dentry);
-	return ret ?: check(new_dentry, NULL, OP(link) | OP(create));
+	ret = check_move(old_dentry->d_parent->d_inode, old_dentry, inode_of(old_dentry),
+			 OP(link) | OP(DENY_MOVE), new_dentry);
+	return ret ?: check_in(dir, new_dentry, NULL, OP(link) | OP(create));
 }
 
 /* Attributes */
@@ -252,7 +253,7 @@ int BPF_PROG(on_inode_setattr, struct mnt_idmap *idmap, struct dentry *dentry, s
 
 	if (ret || !ops)
 		return ret;
-	return check(dentry, dentry->d_inode, ops);
+	return check(dentry, inode_of(dentry), ops);
 }
 
 /* An access list is a mode with more bits. */
@@ -260,34 +261,34 @@ SEC("lsm/inode_set_acl")
 int BPF_PROG(on_inode_set_acl, struct mnt_idmap *idmap, struct dentry *dentry,
 	     const char *acl_name, struct posix_acl *kacl, int ret)
 {
-	return ret ?: check(dentry, dentry->d_inode, OP(chmod));
+	return ret ?: check(dentry, inode_of(dentry), OP(chmod));
 }
 
 SEC("lsm/inode_remove_acl")
 int BPF_PROG(on_inode_remove_acl, struct mnt_idmap *idmap, struct dentry *dentry,
 	     const char *acl_name, int ret)
 {
-	return ret ?: check(dentry, dentry->d_inode, OP(chmod));
+	return ret ?: check(dentry, inode_of(dentry), OP(chmod));
 }
 
 SEC("lsm/inode_setxattr")
 int BPF_PROG(on_inode_setxattr, struct mnt_idmap *idmap, struct dentry *dentry, const char *name,
 	     const void *value, size_t size, int flags, int ret)
 {
-	return ret ?: check(dentry, dentry->d_inode, OP(xattr));
+	return ret ?: check(dentry, inode_of(dentry), OP(xattr));
 }
 
 SEC("lsm/inode_removexattr")
 int BPF_PROG(on_inode_removexattr, struct mnt_idmap *idmap, struct dentry *dentry,
 	     const char *name, int ret)
 {
-	return ret ?: check(dentry, dentry->d_inode, OP(xattr));
+	return ret ?: check(dentry, inode_of(dentry), OP(xattr));
 }
 
 SEC("lsm/inode_getattr")
 int BPF_PROG(on_inode_getattr, const struct path *path, int ret)
 {
-	return ret ?: check(path->dentry, path->dentry->d_inode, OP(stat));
+	return ret ?: check(path->dentry, inode_of(path->dentry), OP(stat));
 }
 
 SEC("lsm/file_ioctl")
@@ -311,15 +312,14 @@ int BPF_PROG(on_sb_mount, const char *dev_name, const struct path *path, const c
 	if (ret)
 		return ret;
 	if (flags & (MS_REMOUNT | MS_PROPAGATION))
-		return check(path->dentry, path->dentry->d_inode, OP(mount));
-	return check_mount(path->dentry, OP(mount) | OP(DENY_PIN) | OP(DENY_COVER));
+		return check_mount(path, OP(mount), false);
+	return check_mount(path, OP(mount) | OP(DENY_PIN) | OP(DENY_COVER), true);
 }
 
 SEC("lsm/move_mount")
 int BPF_PROG(on_move_mount, const struct path *from_path, const struct path *to_path, int ret)
 {
-	return ret ?: check_mount(to_path->dentry,
-				  OP(mount) | OP(DENY_PIN) | OP(DENY_COVER));
+	return ret ?: check_mount(to_path, OP(mount) | OP(DENY_PIN) | OP(DENY_COVER), true);
 }
 
 #include "lock.bpf.h"

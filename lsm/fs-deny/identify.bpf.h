@@ -34,7 +34,7 @@ struct {
 /* The file behind a descriptor of this process, or 0. */
 static __always_inline u64 file_of(u32 fd)
 {
-	struct fdtable *table = bpf_get_current_task_btf()->files->fdt;
+	struct fdtable *table = current_task()->files->fdt;
 
 	return fd < table->max_fds ? load_u64((u64)(table->fd + fd)) : 0;
 }
@@ -42,7 +42,7 @@ static __always_inline u64 file_of(u32 fd)
 SEC("syscall")
 int identify(void *ctx)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct deny_identities *batch;
 	struct deny_host *host_is;
 	u32 zero = 0, i;

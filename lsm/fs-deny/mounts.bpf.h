@@ -279,7 +279,7 @@ GLOBAL int deny_note_mount(struct walk *w)
 		return 0;
 	}
 	is.gen = w->gen;
-	is.own = bpf_get_current_task_btf()->real_cred->user_ns->level > 0;
+	is.own = current_task()->real_cred->user_ns->level > 0;
 	is.st = w->st;
 	if (bpf_map_update_elem(&mounted, &key, &is, BPF_ANY))
 		return -ENOSPC;

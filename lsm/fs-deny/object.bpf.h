@@ -54,6 +54,22 @@ static __always_inline struct file *as_file(u64 address)
 }
 
 /*
+ * What a hook is handed is trusted, and at each load through that the verifier looks among all the
+ * kernel's types for one that lists the safe fields, before 6.19 one by one. Through a cast pointer
+ * it doesn't.
+ */
+static __always_inline struct inode *inode_of(const struct dentry *dentry)
+{
+	return as_dentry((u64)dentry)->d_inode;
+}
+
+static __always_inline struct task_struct *current_task(void)
+{
+	return bpf_rdonly_cast((void *)bpf_get_current_task(),
+			       bpf_core_type_id_kernel(struct task_struct));
+}
+
+/*
  * A plain load, so neither a helper's call nor lockdown's say (bpf_probe_read_kernel has both).
  * The type is any kernel struct that starts with a 64-bit integer.
  */

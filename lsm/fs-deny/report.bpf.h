@@ -94,7 +94,7 @@ GLOBAL int deny_put_path(struct deny_path *to, u64 leaf, u64 zero)
 /* An event with all that is told of the caller, to be submitted. */
 static __always_inline struct deny_event *new_event(u32 what)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct deny_event *e;
 
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);

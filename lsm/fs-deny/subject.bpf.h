@@ -31,7 +31,7 @@ static __always_inline bool is_limited(struct walk *w, struct deny_set *set, u32
 
 GLOBAL int deny_find_caller(struct walk *w, struct deny_caller *who)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct mm_struct *mm = task->mm;
 	struct deny_question *q;
 	u32 zero = 0;

@@ -116,7 +116,7 @@ GLOBAL int deny_keep(struct walk *w)
 
 static __always_inline bool is_host(void)
 {
-	struct task_struct *leader = bpf_get_current_task_btf()->group_leader;
+	struct task_struct *leader = current_task()->group_leader;
 	struct deny_host *h;
 	u32 zero = 0;
 
@@ -367,11 +367,10 @@ static __always_inline bool is_free(struct deny_set *set, u64 gen, struct deny_d
 	return *(volatile u64 *)&dir->stamp == stamp && stamp_of(gen) == stamp;
 }
 
-/* The decision as every hook asks for it. */
-static __always_inline int check_move(struct dentry *dentry, struct inode *inode, u32 ops,
-				      struct dentry *to)
+/* The decision as every hook asks for it. dir: the directory that the dentry is in. */
+static __always_inline int check_move(struct inode *dir, struct dentry *dentry,
+				      struct inode *inode, u32 ops, struct dentry *to)
 {
-	struct inode *dir = dentry->d_parent->d_inode;
 	struct deny_dir *cached;
 	struct deny_set *set;
 	u64 gen;
@@ -395,62 +394,59 @@ static __always_inline int check_move(struct dentry *dentry, struct inode *inode
 	return judge_in(&w, dir, cached);
 }
 
-static __always_inline int check(struct dentry *dentry, struct inode *inode, u32 ops)
+static __always_inline int check_in(struct inode *dir, struct dentry *dentry,
+				    struct inode *inode, u32 ops)
 {
-	return check_move(dentry, inode, ops, NULL);
+	return check_move(dir, dentry, inode, ops, NULL);
 }
 
-/* The same for a mount point. What will be mounted there the rules will hold for, too. */
-static __always_inline int check_mount(struct dentry *dentry, u32 ops)
+static __always_inline int check(struct dentry *dentry, struct inode *inode, u32 ops)
 {
-	struct walk w = { .ops = ops, .mounting = 1 };
+	return check_in(dentry->d_parent->d_inode, dentry, inode, ops);
+}
+
+/*
+ * The same without what is remembered of the directory, so a walk: where what the hook is handed
+ * leads to the directory only by loads after which it is but a number to the verifier.
+ */
+static __always_inline int check_walking(u64 dentry, u64 inode, u32 ops, bool mounting)
+{
+	struct walk w = { .dentry = dentry, .inode = inode, .ops = ops, .mounting = mounting };
 
 	if (!in_force(&w.gen))
 		return 0;
 	stat_inc(checks);
-	w.dentry = (u64)dentry;
-	w.inode = (u64)dentry->d_inode;
 	return judge_in(&w, NULL, NULL);
 }
 
-/*
- * The same for an open file. From 6.18 on f_path is in a union, so what comes from it is but a
- * number to the verifier and has no storage. While a path is being opened the task's nameidata
- * has the very same dentry; at other times the decision is a walk.
- */
+/* A mount point. What will be mounted there the rules will hold for, too. */
+static __always_inline int check_mount(const struct path *path, u32 ops, bool mounting)
+{
+	u64 dentry = load_pointer(path->dentry);
+
+	return check_walking(dentry, (u64)as_dentry(dentry)->d_inode, ops, mounting);
+}
+
+/* An open file. From 6.18 on f_path is in a union, so what comes from it has no storage. */
 static __always_inline int check_file(struct file *file, u32 ops)
 {
+	struct file *f = as_file((u64)file);
+
+	return ops ? check_walking((u64)f->f_path.dentry, (u64)f->f_inode, ops, false) : 0;
+}
+
+/*
+ * A file that is being opened: the task's nameidata has the very dentry that the file has, and not as
+ * a number.
+ */
+static __always_inline int check_open(struct file *file, u32 ops)
+{
 	struct nameidata *nd = bpf_get_current_task_btf()->nameidata;
-	struct inode *inode = file->f_inode, *dir = NULL;
-	struct deny_dir *cached = NULL;
-	struct deny_set *set;
-	u64 gen;
+	struct file *f = as_file((u64)file);
 
-	if (!ops)
-		return 0;
-	set = in_force(&gen);
-	if (!set)
-		return 0;
-	stat_inc(checks);
-	if (nd) {
-		struct dentry *dentry = nd->path.dentry;
-
-		if (dentry == file->f_path.dentry) {
-			dir = dentry->d_parent->d_inode;
-			cached = bpf_inode_storage_get(&dirs, dir, NULL, 0);
-			if (is_free(set, gen, cached, dentry, inode, ops))
-				return 0;
-		}
-	}
-
-	struct walk w = {
-		.gen = gen,
-		.dentry = (u64)file->f_path.dentry,
-		.inode = (u64)inode,
-		.ops = ops,
-	};
-
-	return judge_in(&w, dir, cached);
+	if (!nd || nd->path.dentry != f->f_path.dentry)
+		return check_file(file, ops);
+	return ops ? check(nd->path.dentry, f->f_inode, ops) : 0;
 }
 
 #endif /* __FS_DENY_VERDICT_H */
