@@ -56,7 +56,7 @@ struct {								\
 #define DENY_ARRAY(map, value_type)					\
 struct map##_inner {							\
 	__uint(type, BPF_MAP_TYPE_ARRAY);				\
-	__uint(map_flags, BPF_F_INNER_MAP);				\
+	__uint(map_flags, BPF_F_INNER_MAP | BPF_F_MMAPABLE);		\
 	__uint(max_entries, 1);						\
 	__type(key, u32);						\
 	__type(value, value_type);					\

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use libbpf_rs::btf::{Btf, BtfKind, TypeId};
 use libbpf_rs::libbpf_sys as raw;
 use libbpf_rs::{AsRawLibbpf, Link, MapCore, OpenObject, Program};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mprotect, munmap};
 
 /// The BTF of an object that is open but not loaded.
 ///
@@ -215,6 +216,52 @@ pub fn struct_ops_refcount(map: &impl MapCore) -> Option<i32> {
     Some(i32::from_le_bytes(value.get(..4)?.try_into().ok()?))
 }
 
+/// Memory shared with a file or a map.
+pub struct Mapping {
+    base: *mut core::ffi::c_void,
+    length: usize,
+}
+
+impl Mapping {
+    fn new(file: BorrowedFd<'_>, size: usize, prot: ProtFlags) -> rustix::io::Result<Self> {
+        let length = size.next_multiple_of(rustix::param::page_size());
+        let null = std::ptr::null_mut();
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
+        let base = unsafe { mmap(null, length, prot, MapFlags::SHARED, file, 0)? };
+        Ok(Self { base, length })
+    }
+
+    /// Of all values of a map.
+    fn of_map(map: &impl MapCore, size: usize) -> rustix::io::Result<Self> {
+        Self::new(map.as_fd(), size, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    /// Of a file's first page, for reading. Nobody looks at it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn of_page(file: BorrowedFd<'_>) -> rustix::io::Result<Self> {
+        Self::new(file, rustix::param::page_size(), ProtFlags::READ)
+    }
+
+    /// Makes it writable, too.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn allow_write(&self) -> rustix::io::Result<()> {
+        let flags = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: the mapping is ours alone, and nobody has a pointer into it.
+        unsafe { mprotect(self.base, self.length, flags) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: base and length are those of the mapping, and nobody keeps a pointer into it.
+        let _ = unsafe { munmap(self.base, self.length) };
+    }
+}
+
 /// Stores `bytes` at `offset` of a data map, leaving all else to the programs that use it: a
 /// write through the file descriptor would replace the whole value.
 ///
@@ -225,23 +272,11 @@ pub fn map_write(map: &impl MapCore, offset: usize, bytes: &[u8]) -> io::Result<
     if offset.checked_add(bytes.len()).is_none_or(|end| end > size) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let length = size.next_multiple_of(rustix::param::page_size());
-    let flags = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
-    // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
-    let base = unsafe {
-        rustix::mm::mmap(
-            std::ptr::null_mut(),
-            length,
-            flags,
-            rustix::mm::MapFlags::SHARED,
-            map.as_fd(),
-            0,
-        )?
-    };
+    let mapping = Mapping::of_map(map, size)?;
     // SAFETY: offset + bytes.len() <= size <= length was checked. Globals are aligned to their
     // size, so the copy of up to 8 bytes below is one store and no program sees half of it.
     unsafe {
-        let to = base.cast::<u8>().add(offset);
+        let to = mapping.base.cast::<u8>().add(offset);
         match bytes.len() {
             8 if offset.is_multiple_of(8) => {
                 to.cast::<u64>()
@@ -258,43 +293,30 @@ pub fn map_write(map: &impl MapCore, offset: usize, bytes: &[u8]) -> io::Result<
             _ => std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()),
         }
     }
-    // SAFETY: base and length are those of the mapping, and nothing keeps a pointer into it.
-    unsafe { rustix::mm::munmap(base, length)? };
     Ok(())
 }
 
-/// A page of a file, mapped for reading; nobody looks at it.
-pub struct Mapping(*mut core::ffi::c_void);
-
-impl Mapping {
-    /// Maps the first page.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn new(file: BorrowedFd<'_>) -> rustix::io::Result<Self> {
-        use rustix::mm::{MapFlags, ProtFlags, mmap};
-        let (length, null) = (rustix::param::page_size(), std::ptr::null_mut());
-        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
-        Ok(Self(unsafe { mmap(null, length, ProtFlags::READ, MapFlags::SHARED, file, 0)? }))
+/// Writes `values`, one after the other, into an array made with `BPF_F_MMAPABLE` that no program
+/// uses yet: a system call for each would take most of the time that large rules take to load.
+///
+/// # Errors
+/// The array can't be mapped, or is of another size.
+pub fn array_fill(map: &impl MapCore, values: &[u8]) -> io::Result<()> {
+    let (size, entries) = (map.value_size() as usize, map.max_entries() as usize);
+    if size.checked_mul(entries) != Some(values.len()) {
+        return Err(io::ErrorKind::InvalidInput.into());
     }
-
-    /// Makes it writable, too.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn allow_write(&self) -> rustix::io::Result<()> {
-        use rustix::mm::{MprotectFlags, mprotect};
-        let flags = MprotectFlags::READ | MprotectFlags::WRITE;
-        // SAFETY: the page is ours alone, and nobody has a pointer into it.
-        unsafe { mprotect(self.0, rustix::param::page_size(), flags) }
+    // The kernel has values 8 bytes aligned (array_map_alloc()).
+    let stride = size.next_multiple_of(8);
+    let mapping = Mapping::of_map(map, stride * entries)?;
+    for (at, value) in values.chunks_exact(size).enumerate() {
+        // SAFETY: at < entries, so the value ends before stride * entries <= length.
+        unsafe {
+            let to = mapping.base.cast::<u8>().add(at * stride);
+            std::ptr::copy_nonoverlapping(value.as_ptr(), to, size);
+        }
     }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the page was mapped by `new`, and nobody keeps a pointer into it.
-        let _ = unsafe { rustix::mm::munmap(self.0, rustix::param::page_size()) };
-    }
+    Ok(())
 }
 
 /// Runs a `SEC("syscall")` program in this process, once, and returns what it returned. It may

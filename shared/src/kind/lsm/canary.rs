@@ -100,7 +100,7 @@ impl Canary {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
         let file = openat(&dir, "file", flags, Mode::from_raw_mode(0o644))?;
         fs::ftruncate(&file, 4096)?;
-        let mapping = Mapping::new(file.as_fd())?;
+        let mapping = Mapping::of_page(file.as_fd())?;
         let anchor = Object { ino: 0, dev: 0, generation: 0 };
         Ok(Self { mount, dir, file, mapping, anchor })
     }
@@ -114,7 +114,7 @@ impl Canary {
             "file_receive" => pidfd_open(getpid(), PidfdFlags::empty())
                 .and_then(|me| pidfd_getfd(me, file.as_raw_fd(), PidfdGetfdFlags::empty()))
                 .map(drop),
-            "mmap_file" => Mapping::new(file.as_fd()).map(drop),
+            "mmap_file" => Mapping::of_page(file.as_fd()).map(drop),
             // Not executable: services may be forbidden that (`MemoryDenyWriteExecute=`).
             "file_mprotect" => self.mapping.allow_write(),
             "file_permission" => rustix::io::pread(file, &mut [0; 1], 0).map(drop),

@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::live::Live;
 use crate::sys;
 
-/// `BPF_F_INNER_MAP`: arrays of any size may take the template's place.
-const BPF_F_INNER_MAP: u32 = 1 << 12;
+/// `BPF_F_INNER_MAP`, arrays of any size may take the template's place, and `BPF_F_MMAPABLE`.
+const ARRAY_FLAGS: u32 = 1 << 12 | 1 << 10;
 /// How many elements go into a map at a time.
 const BATCH: usize = 4096;
 
@@ -164,7 +164,7 @@ impl Maps {
         // The kernel waits for all that run when an inner map is put in a place, be it its own.
         let side = (before & 1) as u32;
         match self.inner(side, "rules")? {
-            Some(rules) => self.put(side, "rules", &rules, true),
+            Some(rules) => self.put(side, "rules", &rules),
             None => Ok(()),
         }
     }
@@ -203,47 +203,31 @@ impl Maps {
             seed = before.and_then(|set| set.first_chunk().copied()).unwrap_or(seed);
         }
         let seed = u64::from_ne_bytes(seed);
+        let mut filled = Vec::new();
         for (name, make) in records::PAIRS {
             let is_shared = match shared {
                 Shared::Nothing => false,
                 Shared::Named => records::NAMED.contains(&name),
                 Shared::All => true,
             };
-            match is_shared {
-                true => self.share(side, name)?,
-                false => self.fill_one(side, name, &make(compiled, rules, seed))?,
-            }
+            let map = match is_shared {
+                true => self.inner(1 - side, name)?,
+                false => filled_map(name, &make(compiled, rules, seed))?,
+            };
+            filled.push((name, map));
         }
+        // Many a kernel waits at each of these for all programs that run: once, if all wait together.
+        let results = together(&filled, |(name, map)| match map {
+            Some(map) => self.put(side, name, map),
+            None => self.clear(side, name),
+        });
+        results.into_iter().collect::<Result<()>>()?;
         let set = records::set(compiled, rules, seed);
         if set.len() != sets.value_size() as usize {
             return Err(Error::failed("the policy's `struct deny_set` is not ours").into());
         }
         sets.update(&side.to_ne_bytes(), &set, MapFlags::ANY)?;
         Ok(())
-    }
-
-    fn fill_one(&self, side: u32, name: &str, records: &Records) -> Result<()> {
-        let Some((key, value)) = records.sizes() else { return self.clear(side, name) };
-        let (ty, flags) = match records.numbered {
-            true => (MapType::Array, BPF_F_INNER_MAP),
-            false => (MapType::Hash, 0),
-        };
-        let map = create(ty, name, key, value, records.count, flags)?;
-        let (keys, values) =
-            (records.keys.0.chunks(key * BATCH), records.values.0.chunks(value * BATCH));
-        for (keys, values) in keys.zip(values) {
-            let count = (keys.len() / key) as u32;
-            map.update_batch(keys, values, count, MapFlags::ANY, MapFlags::ANY)?;
-        }
-        self.put(side, name, &map, false)
-    }
-
-    /// Gives a side what the other has.
-    fn share(&self, side: u32, name: &str) -> Result<()> {
-        match self.inner(1 - side, name)? {
-            Some(map) => self.put(side, name, &map, false),
-            None => self.clear(side, name),
-        }
     }
 
     /// The map that has one side of a pair.
@@ -253,14 +237,10 @@ impl Maps {
         Ok(id.map(MapHandle::from_map_id).transpose()?)
     }
 
-    /// With `wait` every program that runs now has ended when it returns; a batch does not wait.
-    fn put(&self, side: u32, name: &str, map: &MapHandle, wait: bool) -> Result<()> {
+    /// When it returns, every program has ended that ran when it was called.
+    fn put(&self, side: u32, name: &str, map: &MapHandle) -> Result<()> {
         let (key, fd) = (side.to_ne_bytes(), (map.as_fd().as_raw_fd() as u32).to_ne_bytes());
-        let (pair, any) = (self.get(name)?, MapFlags::ANY);
-        let done = match wait {
-            true => pair.update(&key, &fd, any),
-            false => pair.update_batch(&key, &fd, 1, any, any),
-        };
+        let done = self.get(name)?.update(&key, &fd, MapFlags::ANY);
         let unknown = |e| format!("the policy's map `{name}` is not as we know it: {e}");
         Ok(done.map_err(|e| Error::failed(unknown(e)))?)
     }
@@ -272,11 +252,49 @@ impl Maps {
     }
 }
 
+/// Does it for all of `items` at a time, each in a thread of its own where there can be one.
+fn together<T: Sync, R: Send>(items: &[T], act: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let act = &act;
+    std::thread::scope(|scope| {
+        let start = |item| std::thread::Builder::new().spawn_scoped(scope, move || act(item)).ok();
+        let threads: Vec<_> = items.iter().map(start).collect();
+        let ends = threads.into_iter().zip(items);
+        ends.map(|(thread, item)| {
+            thread.and_then(|thread| thread.join().ok()).unwrap_or_else(|| act(item))
+        })
+        .collect()
+    })
+}
+
+/// A map with these records, or none where there are none.
+fn filled_map(name: &str, records: &Records) -> Result<Option<MapHandle>> {
+    if records.count == 0 {
+        return Ok(None);
+    }
+    let sizes = records.sizes();
+    let map = match &records.keys {
+        None => {
+            let map = create(MapType::Array, name, sizes, records.count, ARRAY_FLAGS)?;
+            sys::array_fill(&map, &records.values.0)?;
+            map
+        }
+        Some(keys) => {
+            let map = create(MapType::Hash, name, sizes, records.count, 0)?;
+            let batches = keys.0.chunks(sizes.0 * BATCH);
+            for (keys, values) in batches.zip(records.values.0.chunks(sizes.1 * BATCH)) {
+                let count = (keys.len() / sizes.0) as u32;
+                map.update_batch(keys, values, count, MapFlags::ANY, MapFlags::ANY)?;
+            }
+            map
+        }
+    };
+    Ok(Some(map))
+}
+
 fn create(
     ty: MapType,
     name: &str,
-    key: usize,
-    value: usize,
+    (key, value): (usize, usize),
     entries: usize,
     flags: u32,
 ) -> Result<MapHandle> {

@@ -12,18 +12,17 @@ use super::rules::{MAX_NAME, Mode, Rule, Rules};
 pub struct Records {
     /// How many.
     pub count: usize,
-    /// Whether their keys are numbers from 0 on.
-    pub numbered: bool,
-    /// Their keys.
-    pub keys: Bytes,
+    /// Their keys; none where they are numbers from 0 on.
+    pub keys: Option<Bytes>,
     /// Their values.
     pub values: Bytes,
 }
 
 impl Records {
-    /// Of a key and of a value; none where there are no records.
-    pub fn sizes(&self) -> Option<(usize, usize)> {
-        (self.count > 0).then(|| (self.keys.0.len() / self.count, self.values.0.len() / self.count))
+    /// Of a key and of a value.
+    pub fn sizes(&self) -> (usize, usize) {
+        let of_one = |all: &Bytes| all.0.len() / self.count.max(1);
+        (self.keys.as_ref().map_or(size_of::<u32>(), of_one), of_one(&self.values))
     }
 
     /// From what adds the key and the value of each.
@@ -34,24 +33,22 @@ impl Records {
     ) -> Self {
         let all = all.into_iter();
         let least = all.size_hint().0;
-        let mut new = Self::default();
+        let (mut count, mut keys, mut values) = (0, Bytes::default(), Bytes::default());
         for item in all {
-            new.keys = key(std::mem::take(&mut new.keys), &item);
-            new.values = value(std::mem::take(&mut new.values), &item);
-            if new.count == 0 {
+            keys = key(keys, &item);
+            values = value(values, &item);
+            if count == 0 {
                 // All are of one size.
-                new.keys.0.reserve(new.keys.0.len() * least);
-                new.values.0.reserve(new.values.0.len() * least);
+                keys.0.reserve(keys.0.len() * least);
+                values.0.reserve(values.0.len() * least);
             }
-            new.count += 1;
+            count += 1;
         }
-        new
+        Self { count, keys: Some(keys), values }
     }
 
     fn array<T>(all: impl IntoIterator<Item = T>, value: impl Fn(Bytes, &T) -> Bytes) -> Self {
-        let key = |bytes: Bytes, (at, _): &(usize, T)| bytes.u32(*at as u32);
-        let value = |bytes: Bytes, (_, item): &(usize, T)| value(bytes, item);
-        Self { numbered: true, ..Self::hash(all.into_iter().enumerate(), key, value) }
+        Self { keys: None, ..Self::hash(all, |none, _| none, value) }
     }
 }
 
