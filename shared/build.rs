@@ -13,6 +13,8 @@ mod compile;
 
 /// The folders of the kinds, which are their names.
 const KINDS: [&str; 3] = ["schedulers", "tcp-cc", "lsm"];
+/// How hard to compress.
+const LEVEL: i32 = 19;
 
 fn main() -> Result<()> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -31,11 +33,12 @@ fn main() -> Result<()> {
             let source = folder.join(format!("{name}.bpf.c"));
             let object = out.join(format!("{kind}-{name}.bpf.o"));
             compile::compile(&source, &include, &object)?;
+            let packed = pack(&object)?;
             let manifest = folder.join("policy.toml");
             writeln!(
                 list,
                 "Builtin {{ kind: {kind:?}, name: {name:?}, manifest: include_str!({manifest:?}), \
-                 object: include_bytes!({object:?}) }},"
+                 object: Packed::new(include_bytes!({packed:?})) }},"
             )?;
         }
     }
@@ -48,10 +51,19 @@ fn main() -> Result<()> {
         let source = entry?.path();
         let file = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if let Some(name) = file.strip_suffix(".bpf.c") {
-            compile::compile(&source, &include, &out.join(format!("{name}.bpf.o")))?;
+            let object = out.join(format!("{name}.bpf.o"));
+            compile::compile(&source, &include, &object)?;
+            pack(&object)?;
         }
     }
     Ok(())
+}
+
+/// Compresses a file into one beside it.
+fn pack(file: &Path) -> Result<PathBuf> {
+    let packed = file.with_added_extension("zst");
+    fs::write(&packed, zstd::encode_all(fs::File::open(file)?, LEVEL)?)?;
+    Ok(packed)
 }
 
 /// Policy folders of a kind, in order: those with a manifest.
@@ -80,7 +92,7 @@ fn headers(here: &Path, out: &Path) -> Result<Vec<PathBuf>> {
     }
     let arch = format!("arch/{}", compile::arch());
     let pack = out.join("headers.tar.zst");
-    let mut tar = tar::Builder::new(zstd::Encoder::new(fs::File::create(&pack)?, 19)?);
+    let mut tar = tar::Builder::new(zstd::Encoder::new(fs::File::create(&pack)?, LEVEL)?);
     tar.follow_symlinks(true);
     tar.append_path_with_name(scx.join(&arch).join("vmlinux.h"), "vmlinux.h")?;
     for entry in fs::read_dir(&scx)? {

@@ -1,6 +1,5 @@
 //! Where policies come from: the binary itself, the search path, or a folder given by its path.
 
-use std::borrow::Cow;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -9,19 +8,20 @@ use crate::compile;
 use crate::error::{Error, Result};
 use crate::kind;
 use crate::manifest::{FILE, Manifest};
+use crate::packed::Packed;
 
 /// A policy that `build.rs` compiled into the binary.
 struct Builtin {
     kind: &'static str,
     name: &'static str,
     manifest: &'static str,
-    object: &'static [u8],
+    object: Packed,
 }
 
 static BUILTIN: &[Builtin] = include!(concat!(env!("OUT_DIR"), "/builtin.rs"));
 
 /// vmlinux.h, libbpf's, scx's and our own headers.
-static HEADERS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/headers.tar.zst"));
+static HEADERS: Packed = Packed::new(include_bytes!(concat!(env!("OUT_DIR"), "/headers.tar.zst")));
 
 /// Searched after the built-in policies and `$POLITY_PATH`.
 const SEARCH: [&str; 3] = ["/etc/polity/policies", "/usr/local/lib/polity", "/usr/lib/polity"];
@@ -30,7 +30,7 @@ const SEARCH: [&str; 3] = ["/etc/polity/policies", "/usr/local/lib/polity", "/us
 #[derive(Debug, Clone)]
 pub enum Source {
     /// In the binary.
-    BuiltIn(&'static [u8]),
+    BuiltIn(Packed),
     /// In this folder.
     Folder(PathBuf),
 }
@@ -102,20 +102,19 @@ impl Policy {
     ///
     /// # Errors
     /// Neither file there, or clang's own messages.
-    pub fn object(&self) -> Result<Cow<'static, [u8]>> {
+    pub fn object(&self) -> Result<Vec<u8>> {
         let folder = match &self.source {
-            Source::BuiltIn(object) => return Ok(Cow::Borrowed(object)),
+            Source::BuiltIn(object) => return Ok(object.unpack()?),
             Source::Folder(folder) => folder,
         };
         let name = &self.manifest.policy.name;
         let object = folder.join(format!("{name}.bpf.o"));
         if object.exists() {
             trusted(&object)?;
-            let bytes = fs::read(&object)
-                .map_err(|e| Error::config(format!("can't read {}: {e}", object.display())))?;
-            return Ok(Cow::Owned(bytes));
+            return Ok(fs::read(&object)
+                .map_err(|e| Error::config(format!("can't read {}: {e}", object.display())))?);
         }
-        Ok(Cow::Owned(self.compile()?))
+        self.compile()
     }
 
     /// Compiles `NAME.bpf.c` of the policy's folder.
@@ -145,9 +144,7 @@ impl Policy {
 fn build(source: &Path) -> Result<Vec<u8>> {
     let place = Scratch::new()?;
     let include = place.0.join("include");
-    let reader = ruzstd::decoding::StreamingDecoder::new(HEADERS)
-        .map_err(|e| Error::failed(format!("can't unpack the headers: {e}")))?;
-    tar::Archive::new(reader).unpack(&include)?;
+    tar::Archive::new(HEADERS.reader()?).unpack(&include)?;
     let object = place.0.join("policy.bpf.o");
     let includes = [include.clone(), include.join("bpf-compat")];
     compile::compile(source, &includes, &object).map_err(|e| {

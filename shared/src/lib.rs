@@ -34,6 +34,7 @@ pub mod mend;
 pub mod metrics;
 pub mod object;
 pub mod out;
+pub mod packed;
 pub mod pairs;
 pub mod params;
 pub mod recipe;

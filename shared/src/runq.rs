@@ -12,10 +12,11 @@ use crate::error::{Error, Result};
 use crate::kind::attach_programs;
 use crate::layout::Layout;
 use crate::object::write_global;
+use crate::packed::Packed;
 use crate::shape::Shape;
 use crate::{log, sys};
 
-static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/runq.bpf.o"));
+static OBJECT: Packed = Packed::new(include_bytes!(concat!(env!("OUT_DIR"), "/runq.bpf.o.zst")));
 /// The program that looks at the waits which are not over.
 const WAITING: &str = "runq_waiting";
 
@@ -94,9 +95,10 @@ fn load(min_us: u64) -> Result<(Object, Shape)> {
             _ => error,
         }
     };
+    let bytes = OBJECT.unpack()?;
     let mut open = ObjectBuilder::default()
         .name("polity_runq")
-        .and_then(|b| b.open_memory(OBJECT))
+        .and_then(|b| b.open_memory(&bytes))
         .map_err(fail)?;
     let shape = sys::object_btf(&open).map_err(fail)?.map(|btf| Shape::of(&btf));
     let shape = shape.ok_or_else(|| lost("its BTF"))?;

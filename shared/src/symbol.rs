@@ -5,9 +5,10 @@ use std::os::fd::AsFd;
 use libbpf_rs::ObjectBuilder;
 
 use crate::error::{Error, Result};
+use crate::packed::Packed;
 use crate::{log, sys};
 
-const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/symbol.bpf.o"));
+static OBJECT: Packed = Packed::new(include_bytes!(concat!(env!("OUT_DIR"), "/symbol.bpf.o.zst")));
 /// `struct symbol`: a name with its NUL, and an address.
 const NAME: usize = 64;
 
@@ -21,9 +22,10 @@ pub fn addresses(names: &[&str]) -> Result<Vec<u64>> {
     let fail = |what: String| {
         Error::failed(format!("can't look up the kernel's symbols: {what}{}", said.tail()))
     };
+    let bytes = OBJECT.unpack()?;
     let object = ObjectBuilder::default()
         .name("polity_symbol")
-        .and_then(|b| b.open_memory(OBJECT))
+        .and_then(|b| b.open_memory(&bytes))
         .and_then(|open| open.load())
         .map_err(|e| fail(e.to_string()))?;
     let program = object.progs().next().ok_or_else(|| fail("no program".to_owned()))?;

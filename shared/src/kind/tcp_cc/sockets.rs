@@ -18,10 +18,12 @@ use super::unlisted::{self, Unlisted};
 use super::{default, marks};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
+use crate::packed::Packed;
 use crate::swap::{Left, Sockets};
 use crate::sys;
 
-static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tcp_iter.bpf.o"));
+static OBJECT: Packed =
+    Packed::new(include_bytes!(concat!(env!("OUT_DIR"), "/tcp_iter.bpf.o.zst")));
 
 /// `enum polity_tcp_flags` of tcp_iter.h: leave sockets without ECN, as the kernel would mark
 /// their packets all the same.
@@ -79,7 +81,7 @@ impl Iterators {
     /// # Errors
     /// A kernel without the TCP iterator.
     pub fn load() -> Result<Self> {
-        let object = marks::load("polity_tcp", OBJECT, "the TCP iterator")?;
+        let object = marks::load("polity_tcp", &OBJECT.unpack()?, "the TCP iterator")?;
         let lost = || Error::failed("the TCP iterator lost its BTF");
         let btf = object.btf()?.ok_or_else(lost)?;
         let record = |name: &str| {

@@ -13,9 +13,11 @@ use super::scope::Scope;
 use super::sockets::{INCLUDE_CHOSEN, Move, NEEDS_ECN};
 use crate::error::{Error, Result};
 use crate::live::Live;
+use crate::packed::Packed;
 use crate::sys;
 
-static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tcp_scope.bpf.o"));
+static OBJECT: Packed =
+    Packed::new(include_bytes!(concat!(env!("OUT_DIR"), "/tcp_scope.bpf.o.zst")));
 
 /// The name of its link.
 pub const LINK: &str = "scope";
@@ -37,7 +39,8 @@ impl Taker {
     /// A scope that can't be found; a kernel without cgroup programs.
     pub fn load(scope: &Scope, algorithm: &str, needs_ecn: bool) -> Result<Self> {
         let filter = scope.resolve()?;
-        let object = marks::load("polity_scope", OBJECT, "the program for new connections")?;
+        let object =
+            marks::load("polity_scope", &OBJECT.unpack()?, "the program for new connections")?;
         let conf = Globals::of_object(&object)?;
         conf.configure(&filter.fields())?;
         let flags = if needs_ecn { NEEDS_ECN } else { 0 };
