@@ -150,7 +150,7 @@ fn compare(wanted: Wanted, live: Live) -> Result<Option<Change>> {
             change.what.push(format!("table {table}"));
         }
     }
-    if let Some(what) = kind.differs(&live, &wanted.policy, &wanted.options)? {
+    if let Some(what) = kind.differs(&live, &wanted.options)? {
         change.what.push(what);
         if kind.unbroken() {
             change.in_place = live.meta.build == Some(object::build(&wanted.policy.object()?));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
@@ -15,8 +16,8 @@ use toml_spanner::{Arena, Item, Table};
 use crate::catalog::{self, Policy};
 use crate::document::Source;
 use crate::error::{Error, Result};
-use crate::kind::lsm::raw;
 use crate::kind::lsm::rules::Mode;
+use crate::kind::lsm::{self, raw};
 use crate::kind::tcp_cc::scope::Scope;
 use crate::kind::{self, Options};
 use crate::params::Assignment;
@@ -75,6 +76,7 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
     let (source, arena) = (Source { file, text }, Arena::new());
     let mut doc = source.parse(&arena)?;
     let mut tables = tables(&mut doc, source)?;
+    let mut written = written(&mut doc, source)?;
     let raw: File = source.take(doc.as_item())?;
     let at = |span: Range<usize>, what: String| Error::at(file, text, span, what);
     if let Some((name, _)) = raw.schedulers.iter().nth(1) {
@@ -93,11 +95,9 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
     // In the order in which they are applied.
     for (name, lsm) in raw.lsm {
         let policy = find("lsm", &name)?;
-        let rules = Some((file.to_owned(), text.to_owned()));
+        let rules = written.remove(name.get_ref());
         let tables = tables.remove(&policy.id());
         let options = Options { rules, tables, ..Options::default() };
-        // Whatever is wrong with the rules is said now.
-        crate::kind::lsm::parse::parse(file, text, name.get_ref())?;
         let params = params(lsm.params, &policy, file, text)?;
         let care = Care { guards: guards(lsm.guard, file, text)?, ..Care::default() };
         all.push(Wanted { policy, params, options, care });
@@ -148,6 +148,23 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
         all.push(Wanted { policy, params, options, care });
     }
     Ok(all)
+}
+
+/// Takes the rules of every policy out of the file, by name.
+fn written(
+    doc: &mut Table<'_>,
+    source: Source<'_>,
+) -> Result<BTreeMap<String, Arc<lsm::rules::Written>>> {
+    let Source { file, text } = source;
+    let all = doc.get("lsm").and_then(Item::as_table).into_iter().flatten();
+    let names: Vec<_> = all.map(|(name, _)| name.to_string()).collect();
+    let mut written = BTreeMap::new();
+    for name in names {
+        let rules = lsm::parse::take(doc, source, &name)?;
+        let (file, text) = (file.to_owned(), text.to_owned());
+        written.insert(name, Arc::new(lsm::rules::Written { file, text, rules }));
+    }
+    Ok(written)
 }
 
 /// Takes the tables of every policy out of the file, by `kind/name`: which there may be stands in

@@ -23,7 +23,7 @@ pub fn run(args: &Check) -> Result<()> {
     let file = Path::new(&subject.policy);
     if !file.is_file() {
         let policy = catalog::find(&subject.policy)?;
-        let (rules, tables) = (rules(subject)?, tables(subject, &policy)?);
+        let (rules, tables) = (rules(subject, &policy)?, tables(subject, &policy)?);
         let options = Options { rules, tables, check: true, ..Default::default() };
         let mut loaded = load(policy, &subject.params, &options)?;
         let tests = loaded.test()?;

@@ -1,12 +1,13 @@
 //! The commands, one a file.
 
-use std::fs;
+use std::sync::Arc;
 
 use crate::attach::{Loaded, load, vacant};
 use crate::catalog;
 use crate::cli::{Load, Subject};
-use crate::error::{Error, Result};
-use crate::kind::Options;
+use crate::error::Result;
+use crate::kind::lsm::rules::Written;
+use crate::kind::{Options, lsm};
 use crate::out;
 use crate::tables::Tables;
 
@@ -60,7 +61,7 @@ fn load_for(args: &Load, stays: bool) -> Result<(Loaded, Options)> {
         scope,
         replace: args.replace,
         passing: !stays,
-        rules: rules(&args.subject)?,
+        rules: rules(&args.subject, &policy)?,
         tables: tables(&args.subject, &policy)?,
         ..Options::default()
     };
@@ -78,9 +79,8 @@ fn tables(subject: &Subject, policy: &catalog::Policy) -> Result<Option<Tables>>
 }
 
 /// Reads the rules file, where one is given.
-fn rules(subject: &Subject) -> Result<Option<(std::path::PathBuf, String)>> {
-    let Some(file) = &subject.rules else { return Ok(None) };
-    let text = fs::read_to_string(file)
-        .map_err(|e| Error::config(format!("can't read {}: {e}", file.display())))?;
-    Ok(Some((file.to_owned(), text)))
+fn rules(subject: &Subject, policy: &catalog::Policy) -> Result<Option<Arc<Written>>> {
+    let name = &policy.manifest.policy.name;
+    let read = |file| Ok(Arc::new(lsm::parse::read(file, name)?));
+    subject.rules.as_deref().map(read).transpose()
 }

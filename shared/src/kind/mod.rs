@@ -4,7 +4,7 @@
 //! [`KINDS`]; `qdisc.rs` proves it.
 
 use std::any::Any;
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use libbpf_rs::{Link, MapCore, Object};
 use serde_json::Value;
@@ -56,8 +56,8 @@ pub struct Options {
     pub scope: Option<tcp_cc::scope::Scope>,
     /// schedulers: take over from another scheduler.
     pub replace: bool,
-    /// lsm: the rules file and its text.
-    pub rules: Option<(PathBuf, String)>,
+    /// lsm: the rules.
+    pub rules: Option<Arc<lsm::rules::Written>>,
     /// Rows for its tables.
     pub tables: Option<Tables>,
     /// The map `carry` of the version that this one replaces: its id and the shape of its values.
@@ -251,7 +251,7 @@ pub trait Kind: Sync {
     ///
     /// # Errors
     /// Bad input, or a policy that can't be read back.
-    fn differs(&self, live: &Live, _policy: &Policy, options: &Options) -> Result<Option<String>> {
+    fn differs(&self, live: &Live, options: &Options) -> Result<Option<String>> {
         Ok((live.meta.default != options.default)
             .then(|| format!("default: {} -> {}", live.meta.default, options.default)))
     }

@@ -10,7 +10,7 @@
 
 use std::any::Any;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use libbpf_rs::{Link, Object};
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ pub mod trie;
 pub mod update;
 
 use self::plan::Plan;
-use self::rules::Rules;
+use self::rules::Written;
 
 /// The kind.
 pub struct Lsm;
@@ -118,27 +118,26 @@ impl Kind for Lsm {
         }
     }
 
-    fn session(&self, policy: &Policy, options: &Options) -> Result<Box<dyn Session>> {
+    fn session(&self, _policy: &Policy, options: &Options) -> Result<Box<dyn Session>> {
         if options.default || options.migrate || options.replace {
             return Err(Error::config(
                 "an LSM policy takes none of --default, --migrate, --replace",
             )
             .into());
         }
-        let Some((file, text)) = &options.rules else {
+        let Some(written) = &options.rules else {
             return Ok(Box::new(Loading { all_hooks: options.check, ..Loading::default() }));
         };
-        let rules = parse::parse(file, text, &policy.manifest.policy.name)?;
-        if rules.lock && options.passing {
+        if written.rules.lock && options.passing {
             return Err(Error::config(
                 "`run` takes the rules off when it ends: it can't lock them",
             )
             .hint("`polity attach` and `polity apply` can")
             .into());
         }
-        let plan = plan::plan(&rules, &mut identify::FileSystem::default(), file, text)?;
-        let place = std::path::absolute(file)?;
-        Ok(Box::new(Loading { rules, plan, file: Some(place), ..Loading::default() }))
+        let Written { file, text, rules } = &**written;
+        let plan = plan::plan(rules, &mut identify::FileSystem::default(), file, text)?;
+        Ok(Box::new(Loading { written: written.clone(), plan, ..Loading::default() }))
     }
 
     fn detail(&self, live: &Live) -> Value {
@@ -167,9 +166,8 @@ impl Kind for Lsm {
         Ok(Box::new(leave))
     }
 
-    fn differs(&self, live: &Live, policy: &Policy, options: &Options) -> Result<Option<String>> {
-        let Some((file, text)) = &options.rules else { return Ok(None) };
-        let rules = parse::parse(file, text, &policy.manifest.policy.name)?;
+    fn differs(&self, live: &Live, options: &Options) -> Result<Option<String>> {
+        let Some(Written { rules, .. }) = options.rules.as_deref() else { return Ok(None) };
         let now = lock::Told::of(live, 0)?;
         let needed = rules.programs();
         let needless = |link: &String| is_needless(link, &needed);
@@ -246,10 +244,8 @@ impl Drop for Leave {
 
 #[derive(Default)]
 struct Loading {
-    rules: Rules,
+    written: Arc<Written>,
     plan: Plan,
-    /// Where the rules are from.
-    file: Option<PathBuf>,
     /// Whether the policy is one with rules of ours, and then what is needed to fill its maps.
     ours: Option<Ours>,
     /// What was mounted before it was searched for what they do not name.
@@ -273,26 +269,26 @@ struct Ours {
 impl Session for Loading {
     fn open(&mut self, opened: &mut Opened, policy: &Policy, kernel: &Kernel) -> Result<()> {
         if opened.shape.map("anchors").is_none() {
-            if !self.rules.rules.is_empty() {
+            if !self.written.rules.rules.is_empty() {
                 return Err(Error::config(format!("{} takes no rules", policy.id())).into());
             }
             return Ok(());
         }
-        if self.rules.lock {
+        if self.written.rules.lock {
             lock::supported(kernel)?;
         }
         // A reader of the counts looks into every place that there is for one.
-        let room = self.rules.rules.len().max(COUNTED) as u32;
+        let room = self.written.rules.rules.len().max(COUNTED) as u32;
         for mut map in opened.object.maps_mut().filter(|map| map.name() == "rule_hits") {
             map.set_max_entries(room)?;
         }
-        let programs = self.rules.programs();
+        let programs = self.written.rules.programs();
         for mut program in opened.object.progs_mut() {
             let name = program.name().to_string_lossy().into_owned();
             let Some(hook) = hook_of(&name) else { continue };
-            let there = kernel.has_func(&format!("bpf_lsm_{hook}"));
             let needed = self.all_hooks || programs.contains(&name);
-            program.set_autoload(there && needed);
+            let there = needed && kernel.has_func(&format!("bpf_lsm_{hook}"));
+            program.set_autoload(there);
             if needed && !there {
                 opened.warnings.push(format!("this kernel has no hook {hook}"));
             }
@@ -312,21 +308,21 @@ impl Session for Loading {
         let canary = needed.then(|| canary::Canary::new(&oracle)).transpose()?;
         let mut compiled = canary::Canary::compiled(canary.as_ref(), &base, &[]);
         let op = std::mem::take(&mut compiled.op);
-        maps.fill(KEEPING, &compiled, &self.rules, fill::Shared::Nothing)?;
+        maps.fill(KEEPING, &compiled, &self.written.rules, fill::Shared::Nothing)?;
         compiled.op = op;
         self.ours = Some(Ours { canary, base, compiled, extras: Vec::new(), oracle, maps });
         Ok(())
     }
 
     fn test(&mut self, object: &Object) -> Result<Vec<Tested>> {
-        if self.rules.tests.is_empty() || self.ours.is_none() {
+        if self.written.rules.tests.is_empty() || self.ours.is_none() {
             return Ok(Vec::new());
         }
         // No hook is attached: what is switched on here answers questions and does nothing else.
         self.fill_whole(WHOLE)?;
         self.switch_on(WHOLE)?;
         let asker = ask::Asker::of(object)?;
-        Ok(self.rules.tests.iter().map(|case| self.tested(case, &asker)).collect())
+        Ok(self.written.rules.tests.iter().map(|case| self.tested(case, &asker)).collect())
     }
 
     fn attach(&mut self, object: &mut Object) -> Result<Vec<(String, Link)>> {
@@ -360,12 +356,18 @@ impl Session for Loading {
             let names = object.progs().filter(|p| p.autoload());
             canary.prove(maps, names.map(|p| p.name().to_string_lossy().into_owned()))?;
         }
-        held::tell(&ask::Asker::of(object)?, &self.rules)
+        held::tell(&ask::Asker::of(object)?, &self.written.rules)
     }
 
     fn record(&self) -> Value {
-        json!({"rules": self.file, "lock": self.rules.lock})
+        record(&self.written)
     }
+}
+
+/// What is recorded of them: where they are, unless they are none.
+fn record(written: &Written) -> Value {
+    let file = std::path::absolute(&written.file).ok();
+    json!({"rules": file, "lock": written.rules.lock})
 }
 
 impl Loading {
@@ -379,7 +381,7 @@ impl Loading {
             ours.compiled = canary::Canary::compiled(ours.canary.as_ref(), &ours.base, &extras);
             ours.extras = extras;
         }
-        ours.maps.fill(generation, &ours.compiled, &self.rules, shared)
+        ours.maps.fill(generation, &ours.compiled, &self.written.rules, shared)
     }
 
     fn switch_on(&self, generation: u64) -> Result<()> {
@@ -389,7 +391,8 @@ impl Loading {
     fn tested(&self, case: &case::Case, asker: &ask::Asker) -> Tested {
         let (said, ok) = match case.ask(asker) {
             Ok(answer) => {
-                let rule = answer.decisive().and_then(|r| self.rules.rules.get(r.rule as usize));
+                let rule =
+                    answer.decisive().and_then(|r| self.written.rules.rules.get(r.rule as usize));
                 let by = rule.map_or_else(String::new, |r| format!(" by `{}`", r.name));
                 (format!("{}{by}", answer.verdict), answer.verdict == case.expect)
             }

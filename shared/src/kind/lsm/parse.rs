@@ -6,13 +6,13 @@ use std::path::Path;
 
 use rustc_hash::FxHashSet;
 use toml::Spanned;
-use toml_spanner::Arena;
+use toml_spanner::{Arena, Table};
 
 use super::case::Case;
 use super::glob::{self, Glob};
 use super::op::{self, Op, Ops};
 use super::raw::{self, Texts, spread};
-use super::rules::{ERRNOS, MAX_NAME, Mode, Object, Rule, Rules, Subject};
+use super::rules::{ERRNOS, MAX_NAME, Mode, Object, Rule, Rules, Subject, Written};
 use crate::closest::closest;
 use crate::document::{self, Source};
 use crate::error::{Error, Result};
@@ -23,14 +23,33 @@ const MAX_COMPONENT: usize = 255;
 /// Events of a rule per second where it doesn't say.
 const RATE: u32 = 100;
 
-/// Reads the rules for the policy called `policy`.
+/// Reads the rules file `file` for the policy called `policy`.
 ///
 /// # Errors
 /// Exit status 2 with file, line, column and what to write instead.
+pub fn read(file: &Path, policy: &str) -> Result<Written> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| Error::config(format!("can't read {}: {e}", file.display())))?;
+    let rules = parse(file, &text, policy)?;
+    Ok(Written { file: file.to_owned(), text, rules })
+}
+
+/// The same for a text that is there already.
+///
+/// # Errors
+/// The same.
 pub fn parse(file: &Path, text: &str, policy: &str) -> Result<Rules> {
     let (source, arena) = (Source { file, text }, Arena::new());
     let mut doc = source.parse(&arena)?;
-    let own = document::table(&mut doc, ["lsm", policy])
+    take(&mut doc, source, policy)
+}
+
+/// The same from the file's tree, out of which it takes them.
+///
+/// # Errors
+/// The same.
+pub fn take(doc: &mut Table<'_>, source: Source<'_>, policy: &str) -> Result<Rules> {
+    let own = document::table(doc, ["lsm", policy])
         .filter(|own| own.get("rules").is_some_and(|rules| rules.as_array().is_some()));
     let written = own.and_then(|own| own.remove_entry("rules"));
     let written = written.as_ref().and_then(|(_, rules)| rules.as_array());

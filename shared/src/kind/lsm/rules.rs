@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use schemars::JsonSchema;
@@ -28,6 +29,17 @@ pub const ERRNOS: [(&str, i32); 8] = [
     ("ENOSYS", libc::ENOSYS),
     ("EOPNOTSUPP", libc::EOPNOTSUPP),
 ];
+
+/// Rules, and where they are written.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// The file; none for the rules of a policy that was given none.
+    pub file: PathBuf,
+    /// All of its text, which errors show.
+    pub text: String,
+    /// The rules.
+    pub rules: Rules,
+}
 
 /// The rules for one policy.
 #[derive(Debug, Clone, Default)]

@@ -6,7 +6,7 @@
 //! sees to it), or a link made behind the search's back would be missed.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -177,7 +177,7 @@ pub fn extras(oracle: &Oracle, compiled: &Compiled) -> Result<Vec<Extra>> {
         .and_then(|me| me.mountinfo())
         .context("can't read /proc/self/mountinfo")?;
     // The topmost at each mount point.
-    let mounts = mounts.0.into_iter().map(|m| (m.mount_point.clone(), m)).collect();
+    let mounts = mounts.0.into_iter().map(|m| (m.mount_point.clone().into(), m)).collect();
     let starts = starts(&rules, &mounts);
     if starts.is_empty() {
         return Ok(Vec::new());
@@ -194,7 +194,8 @@ pub fn extras(oracle: &Oracle, compiled: &Compiled) -> Result<Vec<Extra>> {
 fn starts<'m>(rules: &Rules, mounts: &'m Mounts) -> Vec<Start<'m>> {
     let (mut starts, mut met) = (Vec::new(), HashSet::new());
     let root = PathBuf::from("/");
-    let mut todo = vec![Start { mount: mounts.get(&root), path: root, state: rules.root() }];
+    let mut todo =
+        vec![Start { mount: mounts.get(root.as_os_str()), path: root, state: rules.root() }];
     while let Some(at) = todo.pop() {
         if !rules.classes(at.state).is_empty() {
             met.extend(at.mounted().map(|m| m.mount_point.as_path()));
@@ -204,20 +205,21 @@ fn starts<'m>(rules: &Rules, mounts: &'m Mounts) -> Vec<Start<'m>> {
         for (_, name, node) in rules.children(at.state.node) {
             let path = at.path.join(&**name);
             let state = rules.step_to(*node, at.state, name.as_bytes());
-            todo.push(Start { mount: mounts.get(&path).or(at.mount), path, state });
+            todo.push(Start { mount: mounts.get(path.as_os_str()).or(at.mount), path, state });
         }
     }
     for (path, mount) in mounts {
+        let path = Path::new(path);
         let (state, beneath) = rules.at(path);
-        if (beneath || !rules.own(state).is_empty()) && !met.contains(path.as_path()) {
-            starts.push(Start { path: path.clone(), state, mount: Some(mount) });
+        if (beneath || !rules.own(state).is_empty()) && !met.contains(path) {
+            starts.push(Start { path: path.to_owned(), state, mount: Some(mount) });
         }
     }
     starts
 }
 
-/// By mount point.
-type Mounts = HashMap<PathBuf, MountInfo>;
+/// By mount point: the path as it is, for to compare two as paths takes many times as long.
+type Mounts = HashMap<OsString, MountInfo>;
 
 struct Search<'c> {
     oracle: &'c Oracle,
@@ -256,7 +258,7 @@ impl<'c> Search<'c> {
     /// What is mounted at `start` belongs to the rules above it.
     fn mount(&mut self, start: &Start) -> Result<()> {
         let (path, mask) = (&start.path, self.rules.own(start.state));
-        if path == Path::new("/") || mask.is_empty() || start.mounted().is_none() {
+        if start.mounted().is_none() || mask.is_empty() || path == Path::new("/") {
             return Ok(());
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -323,7 +325,7 @@ impl<'c> Search<'c> {
                 continue;
             }
             path.push(name);
-            let next = match self.mounts.contains_key(&path) {
+            let next = match self.mounts.contains_key(path.as_os_str()) {
                 true => None,
                 false => self.open(at, Path::new(name), &path)?,
             };

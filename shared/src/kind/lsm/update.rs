@@ -5,9 +5,9 @@
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use libbpf_rs::Link;
-use serde_json::json;
 
 use super::ask::Asker;
 use super::canary::Canary;
@@ -15,11 +15,10 @@ use super::compile::{Base, Extra, compile};
 use super::fill::{Maps, Shared};
 use super::held;
 use super::identify::{FileSystem, Identify, Oracle};
-use super::parse::parse;
 use super::plan::{Plan, plan};
-use super::rules::Rules;
+use super::rules::Written;
 use super::scan;
-use super::{hook_of, is_needless, lock};
+use super::{hook_of, is_needless, lock, record};
 use crate::catalog::Policy;
 use crate::error::Result;
 use crate::kernel::Kernel;
@@ -34,7 +33,7 @@ pub struct NewRules {
     asker: Asker,
     folder: PathBuf,
     meta: Meta,
-    rules: Rules,
+    written: Arc<Written>,
     plan: Plan,
     base: Base,
     extras: Vec<Extra>,
@@ -57,25 +56,24 @@ impl Drop for NewRules {
 /// Bad rules, or what the kernel says; the rules in force are as they were.
 pub fn prepare(live: &Live, policy: &Policy, options: &Options) -> Result<Option<NewRules>> {
     let folder = live.pins()?.to_owned();
-    let none = (PathBuf::new(), String::new());
-    let (file, text) = options.rules.as_ref().unwrap_or(&none);
-    let rules = parse(file, text, &policy.manifest.policy.name)?;
+    let written = options.rules.clone().unwrap_or_default();
     let maps = Maps::of_live(live);
-    if rules.rules.len() > maps.room() {
+    if written.rules.rules.len() > maps.room() {
         return Ok(None);
     }
-    let plan = plan(&rules, &mut FileSystem::default(), file, text)?;
+    let Written { file, text, rules } = &*written;
+    let plan = plan(rules, &mut FileSystem::default(), file, text)?;
     let oracle = Oracle::of_live(live)?;
     let before = maps.generation()?;
     let mut meta = live.meta.clone();
-    meta.extra = json!({"rules": std::path::absolute(file).ok(), "lock": rules.lock});
+    meta.extra = record(&written);
     let mut new = NewRules {
         maps,
         oracle,
         asker: Asker::of_live(live)?,
         folder,
         meta,
-        rules,
+        written,
         plan,
         base: Base::default(),
         extras: Vec::new(),
@@ -98,14 +96,14 @@ impl NewRules {
     /// Attaches hooks that the new rules need and that are not there.
     fn missing_hooks(&self, live: &Live, policy: &Policy) -> Result<Vec<(String, Link)>> {
         let there: BTreeSet<_> = live.links().into_iter().map(|(name, _)| name).collect();
-        let mut missing = self.rules.programs();
+        let mut missing = self.written.rules.programs();
         missing.retain(|name| hook_of(name).is_some() && !there.contains(name));
         // To ask what the kernel has takes longer than all the rest of most changes.
         if missing.is_empty() {
             return Ok(Vec::new());
         }
         let kernel = Kernel::probe();
-        if self.rules.lock {
+        if self.written.rules.lock {
             lock::supported(&kernel)?;
         }
         let has = |hook: &str| kernel.has_func(&format!("bpf_lsm_{hook}"));
@@ -131,12 +129,12 @@ impl NewRules {
 
     fn fill(&self, generation: u64, shared: Shared) -> Result<()> {
         let compiled = Canary::compiled(self.canary.as_ref(), &self.base, &self.extras);
-        self.maps.fill(generation, &compiled, &self.rules, shared)
+        self.maps.fill(generation, &compiled, &self.written.rules, shared)
     }
 
     /// The hooks that the rules in force do not need any more.
     fn needless(&self) -> Vec<String> {
-        let programs = self.rules.programs();
+        let programs = self.written.rules.programs();
         self.meta.links.keys().filter(|link| is_needless(link, &programs)).cloned().collect()
     }
 
@@ -198,7 +196,7 @@ impl Update for NewRules {
         // there before?
         let mut generation = self.before + 1;
         self.maps.shrink()?;
-        self.maps.make_room(&self.rules)?;
+        self.maps.make_room(&self.written.rules)?;
         loop {
             let mounts = scan::mounts();
             let extras = scan::extras(&self.oracle, self.base.named())?;
@@ -214,7 +212,7 @@ impl Update for NewRules {
                 break;
             }
         }
-        held::tell(&self.asker, &self.rules)?;
+        held::tell(&self.asker, &self.written.rules)?;
         let needless = self.needless();
         for name in &needless {
             self.meta.links.remove(name);

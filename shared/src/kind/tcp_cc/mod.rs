@@ -156,7 +156,7 @@ impl Kind for TcpCc {
         Ok(all.iter().map(|socket| socket.json(state)).collect())
     }
 
-    fn differs(&self, live: &Live, _policy: &Policy, options: &Options) -> Result<Option<String>> {
+    fn differs(&self, live: &Live, options: &Options) -> Result<Option<String>> {
         let name = algorithm(&live.meta.policy);
         let scope = Scope::of(&live.meta);
         if scope != options.scope {
