@@ -163,10 +163,11 @@ impl Maps {
         sys::map_write(self.get("control")?, 0, &generation.to_ne_bytes())?;
         // The kernel waits for all that run when an inner map is put in a place, be it its own.
         let side = (before & 1) as u32;
-        match self.inner(side, "rules")? {
-            Some(rules) => self.put(side, "rules", &rules),
-            None => Ok(()),
+        if let Some(rules) = self.inner(side, "rules")? {
+            let fd = (rules.as_fd().as_raw_fd() as u32).to_ne_bytes();
+            self.get("rules")?.update(&side.to_ne_bytes(), &fd, MapFlags::ANY)?;
         }
+        Ok(())
     }
 
     /// Lets go of what is large in the side that is not in force.
@@ -177,7 +178,7 @@ impl Maps {
         let idle = 1 - (self.generation()? & 1) as u32;
         for name in ["anchors", "names", "nodes", "rules"] {
             if self.inner(idle, name)?.is_some_and(|map| map.max_entries() as usize > BATCH) {
-                self.clear(idle, name)?;
+                self.clear(idle, name);
             }
         }
         Ok(())
@@ -203,25 +204,22 @@ impl Maps {
             seed = before.and_then(|set| set.first_chunk().copied()).unwrap_or(seed);
         }
         let seed = u64::from_ne_bytes(seed);
-        let mut filled = Vec::new();
+        // Putting a map in its place takes a while: while nothing is in force, in both places at once.
+        let sides = if self.generation()? == 0 { vec![side, 1 - side] } else { vec![side] };
         for (name, make) in records::PAIRS {
             let is_shared = match shared {
                 Shared::Nothing => false,
                 Shared::Named => records::NAMED.contains(&name),
                 Shared::All => true,
             };
-            let map = match is_shared {
-                true => self.inner(1 - side, name)?,
-                false => filled_map(name, &make(compiled, rules, seed))?,
-            };
-            filled.push((name, map));
+            match is_shared {
+                true => self.share(side, name)?,
+                false => match filled_map(name, &make(compiled, rules, seed))? {
+                    Some(map) => self.put(&sides, name, &map)?,
+                    None => sides.iter().for_each(|side| self.clear(*side, name)),
+                },
+            }
         }
-        // Many a kernel waits at each of these for all programs that run: once, if all wait together.
-        let results = together(&filled, |(name, map)| match map {
-            Some(map) => self.put(side, name, map),
-            None => self.clear(side, name),
-        });
-        results.into_iter().collect::<Result<()>>()?;
         let set = records::set(compiled, rules, seed);
         if set.len() != sets.value_size() as usize {
             return Err(Error::failed("the policy's `struct deny_set` is not ours").into());
@@ -230,40 +228,43 @@ impl Maps {
         Ok(())
     }
 
-    /// The map that has one side of a pair.
-    fn inner(&self, side: u32, name: &str) -> Result<Option<MapHandle>> {
-        let id = self.get(name)?.lookup(&side.to_ne_bytes(), MapFlags::ANY)?;
-        let id = id.and_then(|id| id.try_into().ok()).map(u32::from_ne_bytes);
-        Ok(id.map(MapHandle::from_map_id).transpose()?)
+    /// Gives a side what the other has.
+    fn share(&self, side: u32, name: &str) -> Result<()> {
+        if self.place(side, name)? == self.place(1 - side, name)? {
+            return Ok(());
+        }
+        match self.inner(1 - side, name)? {
+            Some(map) => self.put(&[side], name, &map)?,
+            None => self.clear(side, name),
+        }
+        Ok(())
     }
 
-    /// When it returns, every program has ended that ran when it was called.
-    fn put(&self, side: u32, name: &str, map: &MapHandle) -> Result<()> {
-        let (key, fd) = (side.to_ne_bytes(), (map.as_fd().as_raw_fd() as u32).to_ne_bytes());
-        let done = self.get(name)?.update(&key, &fd, MapFlags::ANY);
+    /// The id of the map that has one side of a pair.
+    fn place(&self, side: u32, name: &str) -> Result<Option<u32>> {
+        let id = self.get(name)?.lookup(&side.to_ne_bytes(), MapFlags::ANY)?;
+        Ok(id.and_then(|id| id.try_into().ok()).map(u32::from_ne_bytes))
+    }
+
+    fn inner(&self, side: u32, name: &str) -> Result<Option<MapHandle>> {
+        Ok(self.place(side, name)?.map(MapHandle::from_map_id).transpose()?)
+    }
+
+    /// Many a kernel waits here for all programs that run, but once for a batch.
+    fn put(&self, sides: &[u32], name: &str, map: &MapHandle) -> Result<()> {
+        let bytes = |word: u32| word.to_ne_bytes();
+        let keys: Vec<u8> = sides.iter().copied().flat_map(bytes).collect();
+        let maps = bytes(map.as_fd().as_raw_fd() as u32).repeat(sides.len());
+        let any = MapFlags::ANY;
+        let done = self.get(name)?.update_batch(&keys, &maps, sides.len() as u32, any, any);
         let unknown = |e| format!("the policy's map `{name}` is not as we know it: {e}");
         Ok(done.map_err(|e| Error::failed(unknown(e)))?)
     }
 
-    fn clear(&self, side: u32, name: &str) -> Result<()> {
+    fn clear(&self, side: u32, name: &str) {
         // Fails where there was none.
-        let _ = self.get(name)?.delete(&side.to_ne_bytes());
-        Ok(())
+        let _ = self.get(name).map(|pair| pair.delete(&side.to_ne_bytes()));
     }
-}
-
-/// Does it for all of `items` at a time, each in a thread of its own where there can be one.
-fn together<T: Sync, R: Send>(items: &[T], act: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let act = &act;
-    std::thread::scope(|scope| {
-        let start = |item| std::thread::Builder::new().spawn_scoped(scope, move || act(item)).ok();
-        let threads: Vec<_> = items.iter().map(start).collect();
-        let ends = threads.into_iter().zip(items);
-        ends.map(|(thread, item)| {
-            thread.and_then(|thread| thread.join().ok()).unwrap_or_else(|| act(item))
-        })
-        .collect()
-    })
 }
 
 /// A map with these records, or none where there are none.
