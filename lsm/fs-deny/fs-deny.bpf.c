@@ -85,7 +85,7 @@ int BPF_PROG(on_file_open, struct file *file, int ret)
 		return ret;
 	ops = file->f_flags & FMODE_EXEC ? OP(exec) : open_ops(file);
 	/* A block device node reaches past the file system that is on it. */
-	if ((as_file((u64)file)->f_inode->i_mode & S_IFMT) == S_IFBLK)
+	if ((file->f_inode->i_mode & S_IFMT) == S_IFBLK)
 		ops |= OP(DENY_DISK);
 	return check_open(file, ops);
 }
