@@ -64,26 +64,25 @@ POLITY_EVENTS(struct deny_event, 1 << 20);
 
 /* Opening */
 
+_Static_assert(OP(read) == FMODE_READ && OP(write) == FMODE_WRITE, "f_mode has the operations");
+
 static __always_inline u32 open_ops(struct file *file)
 {
-	u32 ops = 0;
-
-	if (file->f_mode & FMODE_READ)
-		ops |= OP(read);
-	if (file->f_mode & FMODE_WRITE)
-		ops |= OP(write);
-	return ops;
+	return file->f_mode & (FMODE_READ | FMODE_WRITE);
 }
 
 /* execve(2) and its interpreters come by here too: no right to read is needed for that. */
 SEC("lsm/file_open")
 int BPF_PROG(on_file_open, struct file *file, int ret)
 {
-	u32 ops;
+	u32 ops, execs;
 
 	if (ret)
 		return ret;
-	ops = file->f_flags & FMODE_EXEC ? OP(exec) : open_ops(file);
+	/* No branches: the verifier would follow each to the end. */
+	execs = file->f_flags / FMODE_EXEC & 1;
+	barrier_var(execs);
+	ops = execs * OP(exec) | (open_ops(file) & (execs - 1));
 	/* A block device node reaches past the file system that is on it. */
 	if ((file->f_inode->i_mode & S_IFMT) == S_IFBLK)
 		ops |= OP(DENY_DISK);
