@@ -66,9 +66,9 @@ s32 BPF_STRUCT_OPS(fair_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 		return cpu;
 	place(p, t, id, q);
 	lag = preempt_lag_ns(q);
-	if (is_crowded(q) || !before(t->vtime + lag, q->clock))
+	if (!before(t->vtime + lag, q->clock))
 		return cpu;
-	victim = find_victim(p, t, lag, cpu);
+	victim = find_victim(p, t, lag, wake_flags & SCX_WAKE_SYNC, cpu);
 	if (victim < 0)
 		return cpu;
 	stat_inc(preemptions);
@@ -108,8 +108,7 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 				scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q), enq_flags);
 				return;
 			}
-			if (!is_crowded(q) &&
-			    take(cpu, t, preempt_lag_ns(q), scx_bpf_now())) {
+			if (take(cpu, t, preempt_lag_ns(q), protect_us * NSEC)) {
 				stat_inc(preemptions);
 				scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q),
 						   enq_flags | SCX_ENQ_PREEMPT);
@@ -122,7 +121,7 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 	}
 
 	stat_inc(enqueues);
-	if (!queue_task(p, t, id, q, enq_flags & SCX_ENQ_WAKEUP)) {
+	if (!queue_task(p, t, id, q)) {
 		stat_inc(alloc_fallbacks);
 		t->queued = 0;
 		fallback_used = 1;

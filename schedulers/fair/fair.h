@@ -30,7 +30,6 @@ struct fair_node {
 	u64 serial;	/* valid while it equals the task's */
 	u32 weight;
 	s32 pid;
-	u32 owed;	/* it woke behind the clock */
 };
 
 /*
@@ -46,7 +45,6 @@ struct fair_queue {
 	u64 weight;	/* weight */
 	u64 clock;	/* virtual time: the largest key served so far */
 	u64 load;	/* sum of the weights in the tree */
-	u32 owed;	/* nodes whose task woke behind the clock */
 	u32 nr_cpus;	/* that it feeds */
 	u32 single;	/* it is a CPU's own, not a cache's */
 	u32 idler;	/* 1 + the CPU that last found nothing in a cache's queue */
@@ -73,7 +71,6 @@ struct fair_task {
 	u32 queue;	/* whose clock vtime goes by */
 	u32 tree;	/* where its node is, when it is not parked */
 	u32 has_node;	/* it was given one: parked, in a tree, or on its way */
-	u32 owed;	/* it woke behind the clock and waits for its turn */
 	u32 queued;	/* it waits: cleared by whoever dispatches it */
 	u32 limits;	/* how many limits there had been when it last paid */
 	u64 paid;	/* p->se.sum_exec_runtime up to which its groups have paid */

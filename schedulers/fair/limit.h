@@ -12,7 +12,7 @@ static bool make_ready(struct task_struct *p, struct fair_task *t)
 	u32 id = queue_for(t, cpu);
 	struct fair_queue *q = queue_of(id);
 
-	if (!q || !queue_task(p, t, id, q, false)) {
+	if (!q || !queue_task(p, t, id, q)) {
 		t->queued = 0;
 		return false;
 	}

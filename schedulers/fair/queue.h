@@ -56,7 +56,6 @@ static __always_inline void queue_push(struct fair_queue *q, struct fair_node *n
 	bpf_spin_lock(&q->lock);
 	q->depth++;
 	q->load += n->weight;
-	q->owed += n->owed;
 	bpf_rbtree_add(&q->tree, &n->rb, node_before);
 	queue_refresh_first(q);
 	bpf_spin_unlock(&q->lock);
@@ -82,7 +81,6 @@ static __always_inline struct fair_node *queue_pop(struct fair_queue *q)
 	n = container_of(rb, struct fair_node, rb);
 	q->depth--;
 	q->load -= n->weight;
-	q->owed -= n->owed;
 	if (before(q->clock, n->key))
 		q->clock = n->key;
 	queue_refresh_first(q);

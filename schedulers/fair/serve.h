@@ -13,20 +13,17 @@ static __always_inline void fill(struct fair_node *n, struct fair_task *t,
 	/* A parked one may be older than the one that replaced it: see serve(). */
 	n->serial = t->serial;
 	n->key = key_of(t, q);
-	n->owed = t->owed;
 	n->weight = task_share(t) >> 10 ?: 1;
 	n->since = scx_bpf_now();
 }
 
-/* Puts the task's node into its tree, or finds that it is there. woke: it slept until now. */
-static bool queue_task(struct task_struct *p, struct fair_task *t, u32 id, struct fair_queue *q,
-		       bool woke)
+/* Puts the task's node into its tree, or finds that it is there. */
+static bool queue_task(struct task_struct *p, struct fair_task *t, u32 id, struct fair_queue *q)
 {
 	struct fair_node *n;
 
 	task_activate(t);
 	place(p, t, id, q);
-	t->owed = woke && before(t->vtime, q->clock);
 	/*
 	 * Order matters: first queued, then the node. Whoever has the node in his hands
 	 * right now (serve) parks it first and then looks at queued, so one of us sees

@@ -19,8 +19,9 @@ volatile u64 slice_min_us = 1000;
 volatile u64 lag_us = 10000;
 volatile u64 head_start_us = 1000;
 volatile u64 protect_us = 10000;
+volatile u64 sync_protect_us = 300000;
 volatile u64 preempt_lag_us = 5000;
-volatile u64 steal_lag_us = 4000;
+volatile u64 steal_lag_us = 10000;
 volatile u64 max_wait_us = 500000;
 
 #define NSEC		1000ULL

@@ -82,16 +82,6 @@ static u64 preempt_lag_ns(const struct fair_queue *q)
 }
 
 /*
- * Whether several wait already that woke behind the clock. Then whoever wakes is not one that sleeps
- * among the busy, but of many that keep waking each other: it waits in line, or they
- * would spend their time on taking each other's CPUs.
- */
-static bool is_crowded(const struct fair_queue *q)
-{
-	return q->owed > 1;
-}
-
-/*
  * Fits the virtual time to the clock of the queue that the task goes to. Who slept may be
  * behind the clock by lag_ns(), which is what makes it first, and not by more: time asleep
  * is not saved up. Caches share one idea of time as long as their clocks stay close, so

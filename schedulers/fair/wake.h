@@ -59,7 +59,7 @@ static struct fair_task *running_of(struct task_struct *curr)
  * lot is served at once, by whoever doesn't, however often those change; and two tasks that
  * keep waking each other are not torn apart.
  */
-static bool take(u32 cpu, const struct fair_task *t, u64 lag, u64 now)
+static bool take(u32 cpu, const struct fair_task *t, u64 lag, u64 protect)
 {
 	struct task_struct *curr = __COMPAT_scx_bpf_cpu_curr(cpu);
 	struct fair_cpu *c = cpu_of(cpu);
@@ -73,8 +73,8 @@ static bool take(u32 cpu, const struct fair_task *t, u64 lag, u64 now)
 	if (!victim)
 		return false;
 	since = curr->sched_info.last_arrival;
-	ran = now - since;
-	if (before(curr->se.sum_exec_runtime + ran, victim->woke + protect_us * NSEC) ||
+	ran = scx_bpf_now() - since;
+	if (before(curr->se.sum_exec_runtime + ran, victim->woke + protect) ||
 	    !before(t->vtime + lag, victim->vtime + ran))
 		return false;
 	/* Nobody else shall choose the same victim before the switch is made. */
@@ -84,22 +84,24 @@ static bool take(u32 cpu, const struct fair_task *t, u64 lag, u64 now)
 
 /*
  * A CPU for a task that wakes and finds none idle: where it was, then near, then anywhere.
- * Negative when everybody runs by right.
+ * Negative when everybody runs by right. sync: who wakes it is about to sleep, so a CPU is nearly
+ * free, and of many that wake each other this way all would take each other's: it takes one from an
+ * old hog only.
  */
-static s32 find_victim(const struct task_struct *p, const struct fair_task *t, u64 lag,
+static s32 find_victim(const struct task_struct *p, const struct fair_task *t, u64 lag, bool sync,
 		       s32 prev_cpu)
 {
+	u64 protect = (sync ? sync_protect_us : protect_us) * NSEC;
 	u32 i, cpu, llc = llc_of(prev_cpu);
-	u64 now = scx_bpf_now();
 
-	if (take(prev_cpu, t, lag, now))
+	if (take(prev_cpu, t, lag, protect))
 		return prev_cpu;
 	bpf_for(i, 1, NEIGHBOURS) {
 		if (i >= polity_nr_cpus)
 			break;
 		cpu = (prev_cpu + i) % polity_nr_cpus;
 		if (llc_of(cpu) == llc && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
-		    take(cpu, t, lag, now))
+		    take(cpu, t, lag, protect))
 			return cpu;
 	}
 	bpf_for(i, 1, NEIGHBOURS) {
@@ -107,7 +109,7 @@ static s32 find_victim(const struct task_struct *p, const struct fair_task *t, u
 			break;
 		cpu = (prev_cpu + i) % polity_nr_cpus;
 		if (llc_of(cpu) != llc && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
-		    take(cpu, t, lag, now))
+		    take(cpu, t, lag, protect))
 			return cpu;
 	}
 	return -1;
