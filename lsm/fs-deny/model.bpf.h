@@ -20,7 +20,7 @@
 #define __FS_DENY_MODEL_H
 
 #define DENY_WORDS	4		/* 256 classes */
-#define DENY_BLOOM_BITS	21		/* 100,000 paths leave it 90 % empty */
+#define DENY_BLOOM_BITS	16		/* of a word's index: one in 300 passes with 100,000 rules */
 #define DENY_GLOB_WORD	(DENY_WORDS - 1)
 #define DENY_SHAPES	64		/* of the patterns in globs */
 #define DENY_ALIKE	64		/* edges of one pattern */
@@ -159,7 +159,7 @@ struct deny_set {
 	u32 nr_shapes;			/* 0: there are no globs */
 	u32 spare;
 	u32 shapes[DENY_SHAPES];
-	u64 bloom[1 << (DENY_BLOOM_BITS - 6)];	/* of anchors, and of names */
+	u64 bloom[1 << DENY_BLOOM_BITS];	/* of anchors, and of names */
 };
 
 /* The bits of globs in a mask. */

@@ -136,17 +136,18 @@ GLOBAL u64 deny_hash_text(u64 hash, u64 address)
 	return word ? hash_word(hash, word) : hash;
 }
 
-static __always_inline bool has_bit(struct deny_set *set, u64 a, u64 b)
+/* Three bits of one word. */
+static __always_inline bool has_bits(struct deny_set *set, u64 a, u64 b)
 {
 	u64 hash = a * 0x9e3779b97f4a7c15ULL ^ b * 0xc2b2ae3d27d4eb4fULL;
+	u64 bits = 1ULL << (hash >> 43 & 63) | 1ULL << (hash >> 37 & 63) | 1ULL << (hash >> 31 & 63);
 
-	hash >>= 64 - DENY_BLOOM_BITS;
-	return set->bloom[(hash >> 6) & ((1 << (DENY_BLOOM_BITS - 6)) - 1)] >> (hash & 63) & 1;
+	return (set->bloom[hash >> (64 - DENY_BLOOM_BITS)] & bits) == bits;
 }
 
 static __always_inline bool in_bloom(struct deny_set *set, struct inode *inode)
 {
-	return has_bit(set, inode->i_ino, inode->i_sb->s_dev);
+	return has_bits(set, inode->i_ino, inode->i_sb->s_dev);
 }
 
 /*
@@ -162,7 +163,7 @@ static __always_inline bool in_name_bloom(struct deny_set *set, struct dentry *d
 		word &= (1ULL << ((len & 7) * 8)) - 1;
 	else
 		word ^= load_u64(name + len - 8) << 1;
-	return has_bit(set, word, (u64)parent << 32 | len);
+	return has_bits(set, word, (u64)parent << 32 | len);
 }
 
 /* What a file system's type, a device or a subject says. */

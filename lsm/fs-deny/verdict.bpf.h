@@ -293,7 +293,8 @@ static __always_inline bool is_beside(struct walk *w)
 		return false;
 	if (flags & (w->ops | OP(DENY_ROOTS)) || w->ops & OP(DENY_DISK))
 		return false;
-	if (w->inode && in_bloom(set, as_inode(w->inode)))
+	if (w->inode && in_bloom(set, as_inode(w->inode)) &&
+	    find_anchor(w->gen, as_inode(w->inode)))
 		return false;
 	d = as_dentry(w->dentry);
 	name = load_pointer(d->d_name.name);

@@ -195,11 +195,11 @@ pub fn set(c: &Compiled, rules: &Rules, seed: u64) -> Vec<u8> {
     bytes = bytes.u32(g.shapes().len() as u32).u32(0);
     let unused = std::iter::repeat(&0);
     bytes = g.shapes().iter().chain(unused).take(MAX_SHAPES).fold(bytes, |b, shape| b.u32(*shape));
-    let mut bloom = vec![0u64; 1 << (hash::BLOOM_BITS - 6)];
+    let mut bloom = vec![0u64; 1 << hash::BLOOM_BITS];
     let anchors = c.anchors.iter().map(|(object, _)| hash::bloom(object));
     let names = c.names.iter().map(|(parent, name, _)| hash::name_bloom(*parent, name.as_bytes()));
-    for bit in anchors.chain(names) {
-        bloom[bit / 64] |= 1 << (bit % 64);
+    for (word, bits) in anchors.chain(names) {
+        bloom[word] |= bits;
     }
     bytes.0.extend(bloom.into_iter().flat_map(u64::to_ne_bytes));
     bytes.0
