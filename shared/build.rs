@@ -34,11 +34,12 @@ fn main() -> Result<()> {
             let object = out.join(format!("{kind}-{name}.bpf.o"));
             compile::compile(&source, &include, &object)?;
             let packed = pack(&object)?;
+            let build = compile::build(&fs::read(&object)?);
             let manifest = folder.join("policy.toml");
             writeln!(
                 list,
                 "Builtin {{ kind: {kind:?}, name: {name:?}, manifest: include_str!({manifest:?}), \
-                 object: Packed::new(include_bytes!({packed:?})) }},"
+                 object: Packed::new(include_bytes!({packed:?})), build: {build} }},"
             )?;
         }
     }

@@ -153,7 +153,7 @@ fn compare(wanted: Wanted, live: Live) -> Result<Option<Change>> {
     if let Some(what) = kind.differs(&live, &wanted.options)? {
         change.what.push(what);
         if kind.unbroken() {
-            change.in_place = live.meta.build == Some(object::build(&wanted.policy.object()?));
+            change.in_place = live.meta.build == Some(wanted.policy.build()?);
             if !change.in_place {
                 change.what.push("attached by another build of the policy".to_owned());
             }

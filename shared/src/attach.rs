@@ -28,7 +28,7 @@ pub struct Loaded {
     pub shape: Shape,
     /// Things worth telling that are not errors.
     pub warnings: Vec<String>,
-    /// [`object::build`] of the object.
+    /// [`crate::compile::build`] of the object.
     pub build: u64,
     /// What is between the programs themselves, and has no effect before they are attached.
     pub inner: Vec<(String, Link)>,

@@ -16,6 +16,8 @@ struct Builtin {
     name: &'static str,
     manifest: &'static str,
     object: Packed,
+    /// [`compile::build`] of it.
+    build: u64,
 }
 
 static BUILTIN: &[Builtin] = include!(concat!(env!("OUT_DIR"), "/builtin.rs"));
@@ -29,8 +31,8 @@ const SEARCH: [&str; 3] = ["/etc/polity/policies", "/usr/local/lib/polity", "/us
 /// Where a policy was found.
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// In the binary.
-    BuiltIn(Packed),
+    /// In the binary, with [`compile::build`] of it.
+    BuiltIn(Packed, u64),
     /// In this folder.
     Folder(PathBuf),
 }
@@ -53,7 +55,7 @@ impl Policy {
         Ok(Self {
             manifest,
             text: entry.manifest.to_owned(),
-            source: Source::BuiltIn(entry.object),
+            source: Source::BuiltIn(entry.object, entry.build),
         })
     }
 
@@ -84,7 +86,7 @@ impl Policy {
     /// The manifest's path for messages.
     pub fn file(&self) -> PathBuf {
         match &self.source {
-            Source::BuiltIn(_) => PathBuf::from(self.id()).join(FILE),
+            Source::BuiltIn(..) => PathBuf::from(self.id()).join(FILE),
             Source::Folder(folder) => folder.join(FILE),
         }
     }
@@ -92,7 +94,7 @@ impl Policy {
     /// `built-in`, or the folder.
     pub fn origin(&self) -> String {
         match &self.source {
-            Source::BuiltIn(_) => "built-in".to_owned(),
+            Source::BuiltIn(..) => "built-in".to_owned(),
             Source::Folder(folder) => folder.display().to_string(),
         }
     }
@@ -104,7 +106,7 @@ impl Policy {
     /// Neither file there, or clang's own messages.
     pub fn object(&self) -> Result<Vec<u8>> {
         let folder = match &self.source {
-            Source::BuiltIn(object) => return Ok(object.unpack()?),
+            Source::BuiltIn(object, _) => return Ok(object.unpack()?),
             Source::Folder(folder) => folder,
         };
         let name = &self.manifest.policy.name;
@@ -115,6 +117,17 @@ impl Policy {
                 .map_err(|e| Error::config(format!("can't read {}: {e}", object.display())))?);
         }
         self.compile()
+    }
+
+    /// [`compile::build`] of the object, which for that need not be unpacked.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn build(&self) -> Result<u64> {
+        match &self.source {
+            Source::BuiltIn(_, build) => Ok(*build),
+            Source::Folder(_) => Ok(compile::build(&self.object()?)),
+        }
     }
 
     /// Compiles `NAME.bpf.c` of the policy's folder.

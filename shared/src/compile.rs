@@ -2,6 +2,7 @@
 //!
 //! Used by `build.rs` too, so it knows nothing of the rest of the crate.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,6 +10,14 @@ use anyhow::{Context, Result, bail};
 
 /// The oldest clang that compiles the scx headers.
 const MIN_CLANG: u32 = 16;
+
+/// A number that tells one build of an object from another: what is in the kernel from another build
+/// may have maps that only look the same.
+pub fn build(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}
 
 /// Compiles `source` to the object `out`, with `includes` as header folders. The folder that it
 /// lies in comes before them: who brings a header of their own means that one.

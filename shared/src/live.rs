@@ -54,7 +54,7 @@ pub struct Meta {
     pub extra: serde_json::Value,
     /// The version of polity that attached it.
     pub version: String,
-    /// [`object::build`] of its object; none in records of earlier versions.
+    /// [`crate::compile::build`] of its object; none in records of earlier versions.
     #[serde(default)]
     pub build: Option<u64>,
 }

@@ -3,7 +3,6 @@
 //! Nothing here has a side effect outside this process but the loaded object, which goes with it.
 
 use std::collections::BTreeSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
 
 use libbpf_rs::{
@@ -11,6 +10,7 @@ use libbpf_rs::{
 };
 
 use crate::catalog::Policy;
+use crate::compile;
 use crate::error::{Error, Result};
 use crate::extension::{self, Extension};
 use crate::kernel::Kernel;
@@ -47,14 +47,6 @@ pub struct Loaded {
     pub shape: Shape,
     /// The links of its extensions, which do nothing yet: no program is attached.
     pub inner: Vec<(String, Link)>,
-}
-
-/// A number that tells one build of an object from another: what is in the kernel from another build
-/// may have maps that only look the same.
-pub fn build(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    bytes.hash(&mut hasher);
-    hasher.finish()
 }
 
 /// Opens the object of `policy` and checks it against the manifest in both directions.
@@ -105,7 +97,7 @@ pub fn open_bytes(policy: &Policy, bytes: &[u8]) -> Result<Opened> {
                 .into());
         }
     };
-    let (warnings, build, bytes) = (Vec::new(), build(bytes), bytes.to_vec());
+    let (warnings, build, bytes) = (Vec::new(), compile::build(bytes), bytes.to_vec());
     let mut opened = Opened { object, shape, warnings, build, extensions, bytes };
     check_stats(policy, &opened.shape)?;
     params::known(&policy.manifest, &opened.shape, &policy.file(), &policy.text)?;

@@ -201,6 +201,7 @@ pub fn set(c: &Compiled, rules: &Rules, seed: u64) -> Vec<u8> {
     for (word, bits) in anchors.chain(names) {
         bloom[word] |= bits;
     }
-    bytes.0.extend(bloom.into_iter().flat_map(u64::to_ne_bytes));
+    bytes.0.reserve_exact(size_of_val(&*bloom));
+    bloom.iter().for_each(|word| bytes.0.extend_from_slice(&word.to_ne_bytes()));
     bytes.0
 }
