@@ -92,8 +92,8 @@ fn headers(here: &Path, out: &Path) -> Result<Vec<PathBuf>> {
         fs::write(libbpf.join("bpf").join(name), text)?;
     }
     let arch = format!("arch/{}", compile::arch());
-    let pack = out.join("headers.tar.zst");
-    let mut tar = tar::Builder::new(zstd::Encoder::new(fs::File::create(&pack)?, LEVEL)?);
+    let packed = fs::File::create(out.join("headers.tar.zst"))?;
+    let mut tar = tar::Builder::new(zstd::Encoder::new(packed, LEVEL)?);
     tar.follow_symlinks(true);
     tar.append_path_with_name(scx.join(&arch).join("vmlinux.h"), "vmlinux.h")?;
     for entry in fs::read_dir(&scx)? {

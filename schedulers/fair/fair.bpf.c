@@ -108,7 +108,7 @@ void BPF_STRUCT_OPS(fair_enqueue, struct task_struct *p, u64 enq_flags)
 				scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q), enq_flags);
 				return;
 			}
-			if (take(cpu, t, preempt_lag_ns(q), protect_us * NSEC)) {
+			if (take(cpu, t, preempt_lag_ns(q), protect_us * NSEC, scx_bpf_now())) {
 				stat_inc(preemptions);
 				scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns(q),
 						   enq_flags | SCX_ENQ_PREEMPT);

@@ -59,7 +59,7 @@ static struct fair_task *running_of(struct task_struct *curr)
  * lot is served at once, by whoever doesn't, however often those change; and two tasks that
  * keep waking each other are not torn apart.
  */
-static bool take(u32 cpu, const struct fair_task *t, u64 lag, u64 protect)
+static bool take(u32 cpu, const struct fair_task *t, u64 lag, u64 protect, u64 now)
 {
 	struct task_struct *curr = __COMPAT_scx_bpf_cpu_curr(cpu);
 	struct fair_cpu *c = cpu_of(cpu);
@@ -73,7 +73,7 @@ static bool take(u32 cpu, const struct fair_task *t, u64 lag, u64 protect)
 	if (!victim)
 		return false;
 	since = curr->sched_info.last_arrival;
-	ran = scx_bpf_now() - since;
+	ran = now - since;
 	if (before(curr->se.sum_exec_runtime + ran, victim->woke + protect) ||
 	    !before(t->vtime + lag, victim->vtime + ran))
 		return false;
@@ -93,15 +93,16 @@ static s32 find_victim(const struct task_struct *p, const struct fair_task *t, u
 {
 	u64 protect = (sync ? sync_protect_us : protect_us) * NSEC;
 	u32 i, cpu, llc = llc_of(prev_cpu);
+	u64 now = scx_bpf_now();
 
-	if (take(prev_cpu, t, lag, protect))
+	if (take(prev_cpu, t, lag, protect, now))
 		return prev_cpu;
 	bpf_for(i, 1, NEIGHBOURS) {
 		if (i >= polity_nr_cpus)
 			break;
 		cpu = (prev_cpu + i) % polity_nr_cpus;
 		if (llc_of(cpu) == llc && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
-		    take(cpu, t, lag, protect))
+		    take(cpu, t, lag, protect, now))
 			return cpu;
 	}
 	bpf_for(i, 1, NEIGHBOURS) {
@@ -109,7 +110,7 @@ static s32 find_victim(const struct task_struct *p, const struct fair_task *t, u
 			break;
 		cpu = (prev_cpu + i) % polity_nr_cpus;
 		if (llc_of(cpu) != llc && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
-		    take(cpu, t, lag, protect))
+		    take(cpu, t, lag, protect, now))
 			return cpu;
 	}
 	return -1;

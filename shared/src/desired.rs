@@ -150,16 +150,20 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Wanted>> {
     Ok(all)
 }
 
+/// The policies of a kind that the file names.
+fn names(doc: &Table<'_>, kind: &str) -> Vec<String> {
+    let all = doc.get(kind).and_then(Item::as_table).into_iter().flatten();
+    all.map(|(name, _)| name.to_string()).collect()
+}
+
 /// Takes the rules of every policy out of the file, by name.
 fn written(
     doc: &mut Table<'_>,
     source: Source<'_>,
 ) -> Result<BTreeMap<String, Arc<lsm::rules::Written>>> {
     let Source { file, text } = source;
-    let all = doc.get("lsm").and_then(Item::as_table).into_iter().flatten();
-    let names: Vec<_> = all.map(|(name, _)| name.to_string()).collect();
     let mut written = BTreeMap::new();
-    for name in names {
+    for name in names(doc, "lsm") {
         let rules = lsm::parse::take(doc, source, &name)?;
         let (file, text) = (file.to_owned(), text.to_owned());
         written.insert(name, Arc::new(lsm::rules::Written { file, text, rules }));
@@ -170,11 +174,10 @@ fn written(
 /// Takes the tables of every policy out of the file, by `kind/name`: which there may be stands in
 /// the policies' manifests.
 fn tables(doc: &mut Table<'_>, source: Source<'_>) -> Result<BTreeMap<String, Tables>> {
-    let named = |kind: &str| -> Vec<String> {
-        let all = doc.get(kind).and_then(Item::as_table);
-        all.into_iter().flatten().map(|(name, _)| format!("{kind}/{name}")).collect()
-    };
-    let all: Vec<String> = kind::all().flat_map(|kind| named(kind.name())).collect();
+    let mut all = Vec::new();
+    for kind in kind::all().map(|kind| kind.name()) {
+        all.extend(names(doc, kind).iter().map(|name| format!("{kind}/{name}")));
+    }
     let mut tables = BTreeMap::new();
     // One that can't be found is told where it is wanted.
     for policy in all.iter().filter_map(|id| catalog::find(id).ok()) {

@@ -54,7 +54,7 @@ pub struct Loaded {
 /// # Errors
 /// Exit status 2: an object that is none, that has no BTF, or that does not fit the manifest.
 pub fn open(policy: &Policy) -> Result<Opened> {
-    open_bytes(policy, &policy.object()?)
+    open_bytes(policy, policy.object()?)
 }
 
 /// Whatever is wrong with an object, with whose it is.
@@ -78,7 +78,7 @@ fn read(policy: &Policy, bytes: &[u8]) -> Result<OpenObject> {
 ///
 /// # Errors
 /// The same.
-pub fn open_bytes(policy: &Policy, bytes: &[u8]) -> Result<Opened> {
+pub fn open_bytes(policy: &Policy, bytes: Vec<u8>) -> Result<Opened> {
     // libbpf's ELF reader takes what it finds: be sure that it is an object file for BPF.
     const EM_BPF: u16 = 247;
     let machine = bytes.get(18..20).and_then(|b| b.try_into().ok()).map(u16::from_le_bytes);
@@ -87,7 +87,7 @@ pub fn open_bytes(policy: &Policy, bytes: &[u8]) -> Result<Opened> {
             .hint("compile it with clang --target=bpf")
             .into());
     }
-    let mut object = read(policy, bytes)?;
+    let mut object = read(policy, &bytes)?;
     let extensions = extension::set_aside(&mut object)?;
     let shape = match sys::object_btf(&object) {
         Ok(Some(btf)) => Shape::of(&btf),
@@ -97,7 +97,7 @@ pub fn open_bytes(policy: &Policy, bytes: &[u8]) -> Result<Opened> {
                 .into());
         }
     };
-    let (warnings, build, bytes) = (Vec::new(), compile::build(bytes), bytes.to_vec());
+    let (warnings, build) = (Vec::new(), compile::build(&bytes));
     let mut opened = Opened { object, shape, warnings, build, extensions, bytes };
     check_stats(policy, &opened.shape)?;
     params::known(&policy.manifest, &opened.shape, &policy.file(), &policy.text)?;

@@ -14,7 +14,7 @@ use crate::{object, out};
 pub fn run(args: &Build) -> Result<()> {
     let policy = Policy::folder(&args.folder)?;
     let bytes = policy.compile()?;
-    object::open_bytes(&policy, &bytes)?;
+    object::open_bytes(&policy, bytes.clone())?;
     let place = args.folder.join(format!("{}.bpf.o", policy.manifest.policy.name));
     fs::write(&place, &bytes)
         .map_err(|e| Error::failed(format!("can't write {}: {e}", place.display())))?;

@@ -164,8 +164,7 @@ impl Maps {
         // The kernel waits for all that run when an inner map is put in a place, be it its own.
         let side = (before & 1) as u32;
         if let Some(rules) = self.inner(side, "rules")? {
-            let fd = (rules.as_fd().as_raw_fd() as u32).to_ne_bytes();
-            self.get("rules")?.update(&side.to_ne_bytes(), &fd, MapFlags::ANY)?;
+            self.get("rules")?.update(&side.to_ne_bytes(), &fd_bytes(&rules), MapFlags::ANY)?;
         }
         Ok(())
     }
@@ -230,11 +229,12 @@ impl Maps {
 
     /// Gives a side what the other has.
     fn share(&self, side: u32, name: &str) -> Result<()> {
-        if self.place(side, name)? == self.place(1 - side, name)? {
+        let other = self.place(1 - side, name)?;
+        if self.place(side, name)? == other {
             return Ok(());
         }
-        match self.inner(1 - side, name)? {
-            Some(map) => self.put(&[side], name, &map)?,
+        match other {
+            Some(id) => self.put(&[side], name, &MapHandle::from_map_id(id)?)?,
             None => self.clear(side, name),
         }
         Ok(())
@@ -252,9 +252,8 @@ impl Maps {
 
     /// Many a kernel waits here for all programs that run, but once for a batch.
     fn put(&self, sides: &[u32], name: &str, map: &MapHandle) -> Result<()> {
-        let bytes = |word: u32| word.to_ne_bytes();
-        let keys: Vec<u8> = sides.iter().copied().flat_map(bytes).collect();
-        let maps = bytes(map.as_fd().as_raw_fd() as u32).repeat(sides.len());
+        let keys: Vec<u8> = sides.iter().flat_map(|side| side.to_ne_bytes()).collect();
+        let maps = fd_bytes(map).repeat(sides.len());
         let any = MapFlags::ANY;
         let done = self.get(name)?.update_batch(&keys, &maps, sides.len() as u32, any, any);
         let unknown = |e| format!("the policy's map `{name}` is not as we know it: {e}");
@@ -265,6 +264,11 @@ impl Maps {
         // Fails where there was none.
         let _ = self.get(name).map(|pair| pair.delete(&side.to_ne_bytes()));
     }
+}
+
+/// What puts a map in its place: its descriptor.
+fn fd_bytes(map: &MapHandle) -> [u8; 4] {
+    (map.as_fd().as_raw_fd() as u32).to_ne_bytes()
 }
 
 /// A map with these records, or none where there are none.

@@ -89,6 +89,7 @@ mod tests {
         assert!(bits.iter().all(|bit| bits.iter().filter(|b| *b == bit).count() == 1), "{bits:?}");
         assert_ne!(name_bloom(1, b"a"), name_bloom(2, b"a"));
     }
+
     #[test]
     fn a_hundred_thousand_rules_let_hardly_anything_else_pass() {
         let object = |ino| Object { ino, dev: 41, generation: 7 };
