@@ -8,7 +8,7 @@
  *   schedlab groups SECONDS CGROUP...   a busy process for each CPU in each: the groups' shares
  *   schedlab pingpong ROUNDS [CPU]      two processes and two pipes, bound to CPU if given
  *   schedlab tree JOBS COUNT            a make-like tree: COUNT short processes, JOBS a time
- *   schedlab deep TASKS SECONDS         TASKS busy processes: how evenly they were served
+ *   schedlab deep TASKS SECONDS         TASKS busy threads: how evenly they were served
  *   schedlab yield TASKS SECONDS        TASKS threads that yield all the time: what a turn takes,
  *                                       and the fewest and most that a thread had
  *
@@ -321,86 +321,120 @@ static int tree(int jobs, int count)
 	return 0;
 }
 
-/* ---- deep ---- */
+/* ---- crowds: deep and yield ---- */
+
+/* Threads, not processes: what those share after a fork makes the next one wait for all of them. */
+struct member {
+	pthread_t thread;
+	volatile long turns;
+};
+
+static pthread_rwlock_t gate = PTHREAD_RWLOCK_INITIALIZER;
+static volatile int over;
+
+static void pass_gate(void)
+{
+	/* Open once all are there. */
+	pthread_rwlock_rdlock(&gate);
+	pthread_rwlock_unlock(&gate);
+}
+
+static struct member *start_crowd(int tasks, void *(*run)(void *))
+{
+	struct member *crowd = calloc(tasks, sizeof(*crowd));
+	pthread_attr_t small;
+
+	if (!crowd)
+		die("calloc");
+	/* Or we would have the share of one among so many. */
+	be_realtime();
+	pthread_attr_init(&small);
+	pthread_attr_setstacksize(&small, 32768);
+	pthread_rwlock_wrlock(&gate);
+	for (int i = 0; i < tasks; i++)
+		if (pthread_create(&crowd[i].thread, &small, run, &crowd[i]))
+			die("pthread_create");
+	pthread_rwlock_unlock(&gate);
+	return crowd;
+}
+
+static void end_crowd(struct member *crowd, int tasks)
+{
+	over = 1;
+	for (int i = 0; i < tasks; i++)
+		pthread_join(crowd[i].thread, NULL);
+}
+
+static void *hog_main(void *arg)
+{
+	pass_gate();
+	while (!over)
+		;
+	return NULL;
+}
+
+static long long member_cpu_ns(const struct member *m)
+{
+	clockid_t clock;
+
+	return pthread_getcpuclockid(m->thread, &clock) ? 0 : now_ns(clock);
+}
 
 static int deep(int tasks, double seconds)
 {
+	struct member *crowd = start_crowd(tasks, hog_main);
 	double *ran = calloc(tasks, sizeof(*ran));
 	int never = 0;
 
-	/* Or it would wait for its turn among them whenever it has forked one. */
-	be_realtime();
 	for (int i = 0; i < tasks; i++)
-		hog(0);
-	for (int i = 0; i < tasks; i++)
-		ran[i] = -cpu_ns(kids[i]);
+		ran[i] = -member_cpu_ns(&crowd[i]);
 	usleep(seconds * 1e6);
 	for (int i = 0; i < tasks; i++) {
-		ran[i] += cpu_ns(kids[i]);
+		ran[i] += member_cpu_ns(&crowd[i]);
 		never += ran[i] <= 0;
 	}
-	kill_kids();
+	end_crowd(crowd, tasks);
 	printf("deep tasks %d seconds %.1f jain %.4f never %d\n", tasks, seconds,
 	       jain(ran, tasks), never);
 	return 0;
 }
 
-/* ---- yield ---- */
-
-static pthread_rwlock_t gate = PTHREAD_RWLOCK_INITIALIZER;
-static volatile int over;
-
 static void *yielder_main(void *arg)
 {
-	volatile long *turns = arg;
+	struct member *me = arg;
 
-	/* Open once all are there. */
-	pthread_rwlock_rdlock(&gate);
-	pthread_rwlock_unlock(&gate);
+	pass_gate();
 	while (!over) {
 		sched_yield();
-		++*turns;
+		me->turns++;
 	}
 	return NULL;
 }
 
 static int yield(int tasks, double seconds)
 {
-	volatile long *turns = calloc(tasks, sizeof(*turns));
+	struct member *crowd = start_crowd(tasks, yielder_main);
 	long *before = calloc(tasks, sizeof(*before));
-	pthread_t *threads = calloc(tasks, sizeof(*threads));
 	long all = 0, least = -1, most = 0;
 	long long start, took;
-	pthread_attr_t small;
 
-	/* Or it would have to wake all of them with the share of one among so many. */
-	be_realtime();
-	pthread_attr_init(&small);
-	pthread_attr_setstacksize(&small, 32768);
-	pthread_rwlock_wrlock(&gate);
-	for (int i = 0; i < tasks; i++)
-		if (pthread_create(&threads[i], &small, yielder_main, (void *)&turns[i]))
-			die("pthread_create");
-	pthread_rwlock_unlock(&gate);
 	/* What they do to begin with is not what is asked about. */
 	for (int i = 0; i < tasks; i++)
-		while (turns[i] < 2)
+		while (crowd[i].turns < 2)
 			usleep(10000);
 	for (int i = 0; i < tasks; i++)
-		before[i] = turns[i];
+		before[i] = crowd[i].turns;
 	start = now_ns(CLOCK_MONOTONIC);
 	usleep(seconds * 1e6);
 	took = now_ns(CLOCK_MONOTONIC) - start;
 	for (int i = 0; i < tasks; i++) {
-		long had = turns[i] - before[i];
+		long had = crowd[i].turns - before[i];
 
 		all += had;
 		least = least < 0 || had < least ? had : least;
 		most = had > most ? had : most;
 	}
-	over = 1;
-	for (int i = 0; i < tasks; i++)
-		pthread_join(threads[i], NULL);
+	end_crowd(crowd, tasks);
 	printf("yield tasks %d: %.0f ns a turn, least %ld most %ld\n", tasks,
 	       (double)took / all, least, most);
 	return 0;

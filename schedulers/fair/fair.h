@@ -45,6 +45,10 @@ struct fair_queue {
 	u64 weight;	/* weight */
 	u64 clock;	/* virtual time: the largest key served so far */
 	u64 load;	/* sum of the weights in the tree */
+	u64 last;	/* the largest key that was ever in the tree */
+	u64 due;	/* when floor is to be goal, and goal last: see give_way() */
+	u64 goal;
+	u64 floor;	/* before which nobody comes who had a turn */
 	u32 nr_cpus;	/* that it feeds */
 	u32 single;	/* it is a CPU's own, not a cache's */
 	u32 idler;	/* 1 + the CPU that last found nothing in a cache's queue */

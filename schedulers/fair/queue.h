@@ -56,6 +56,8 @@ static __always_inline void queue_push(struct fair_queue *q, struct fair_node *n
 	bpf_spin_lock(&q->lock);
 	q->depth++;
 	q->load += n->weight;
+	if (before(q->last, n->key))
+		q->last = n->key;
 	bpf_rbtree_add(&q->tree, &n->rb, node_before);
 	queue_refresh_first(q);
 	bpf_spin_unlock(&q->lock);

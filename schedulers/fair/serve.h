@@ -173,7 +173,7 @@ static bool help(struct fair_cpu *c, u32 llc, const struct fair_queue *near, s32
 	struct fair_queue *far;
 
 	far = queue_of((llc + 1 + c->turn++ % (polity_nr_llcs - 1)) % polity_nr_llcs);
-	return far && far->depth && before(far->first + steal_lag_us * NSEC, near->first) &&
+	return far && far->depth && before(far->first + steal_lag_ns(far), near->first) &&
 	       steal(far, cpu);
 }
 
@@ -210,20 +210,22 @@ static bool steal_any(s32 cpu, u32 llc, struct fair_queue *near)
  * Both the cache's queue and the CPU's own have work: who is next? Their clocks can't be
  * compared, but how long the first of each has waited can, and a weight is how much a wait
  * counts. So a CPU with many tasks of its own leaves the cache's to its neighbours, and one
- * with a single such task gives it about what it would have had in the cache's queue.
+ * with a single such task gives it about what it would have had in the cache's queue. Who has
+ * waited for long is next whatever it weighs.
  */
 static bool own_is_next(const struct fair_queue *near, const struct fair_queue *own)
 {
-	u64 now = scx_bpf_now();
+	u64 now = scx_bpf_now(), here = now - own->since, there = now - near->since;
 
-	return (now - own->since) * own->weight > (now - near->since) * near->weight;
+	if (here > patience_ns() || there > patience_ns())
+		return here > there;
+	return here * own->weight > there * near->weight;
 }
 
 /* The task that runs may go on when nobody who waits is due before it. */
-static bool keep(struct task_struct *prev, const struct fair_queue *near,
-		 const struct fair_queue *own)
+static bool keep(struct task_struct *prev, struct fair_queue *near, struct fair_queue *own)
 {
-	struct fair_queue *q;
+	struct fair_queue *q, *waits = own->depth ? own : near;
 	struct fair_task *t;
 
 	if (!prev || !(prev->scx.flags & SCX_TASK_QUEUED))
@@ -231,12 +233,15 @@ static bool keep(struct task_struct *prev, const struct fair_queue *near,
 	t = task_of(prev);
 	if (!t || (own->depth && near->depth))
 		return false;
+	/* A CPU's clock can't be compared with a cache's. */
+	if (waits->depth && waits->single != (t->queue >= polity_nr_llcs))
+		return false;
 	charge(prev, t);
 	pay(prev, t);
 	if (throttled_by(prev, t))
 		return false;
-	if ((near->depth && before(near->first, t->vtime)) ||
-	    (own->depth && before(own->first, t->vtime)))
+	give_way(t, waits);
+	if (waits->depth && before(waits->first, t->vtime))
 		return false;
 	stat_inc(kept);
 	/* It is served at its virtual time, as those are that come out of a tree. */

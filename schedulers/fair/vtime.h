@@ -24,6 +24,11 @@ static u32 weight_of(const struct task_struct *p)
 	return nice < 40 ? nice_weight[nice] : NICE_0_WEIGHT;
 }
 
+static u64 lesser(u64 a, u64 b)
+{
+	return a < b ? a : b;
+}
+
 /* A turn is shorter the more tasks wait for one, but long enough to be worth a switch. */
 static u64 slice_ns(const struct fair_queue *q)
 {
@@ -33,33 +38,31 @@ static u64 slice_ns(const struct fair_queue *q)
 }
 
 /*
- * The weight that the task's time is divided by. Virtual time passes for a queue at the
- * rate of its CPUs over its load, so a light task among many heavy ones would wait for
- * minutes. Nobody counts as so light that a slice puts it back by more than max_wait_us.
+ * How far the queue's clock comes in max_wait_us, at the rate of its CPUs over its load. So who is
+ * that far ahead of the clock waits that long.
  */
-static u64 fair_weight(const struct fair_task *t, const struct fair_queue *q)
+static u64 max_wait_vtime(const struct fair_queue *q)
 {
-	u64 least = (q->load * slice_us << 10) / (q->nr_cpus * max_wait_us + 1);
-	u64 share = task_share(t);
-
-	/* Never 0; added rather than compared, which 6.18's verifier warns of. */
-	return (share > least ? share : least) + 1;
+	return max_wait_us * NSEC * (q->nr_cpus ?: 1) * NICE_0_WEIGHT / (q->load + 1);
 }
 
 /*
  * Adds to the virtual time what the task has run since it was last asked. That is not done
  * each time it stops, which would cost those who run without anybody waiting; and what they
- * ran that way, beyond the turn that is ending, is not held against them.
+ * ran that way, beyond the turn that is ending, is not held against them. However light the
+ * task is among heavy ones, its turn doesn't put it back by more than max_wait_us.
  */
 static void charge(const struct task_struct *p, struct fair_task *t)
 {
-	u64 ran = p->se.sum_exec_runtime - t->charged, most = 4 * slice_us * NSEC;
+	u64 ran = p->se.sum_exec_runtime - t->charged, cost;
 	struct fair_queue *q = queue_of(t->queue);
 
 	t->charged += ran;
 	if (!q)
 		return;
-	t->vtime += (ran < most ? ran : most) * (NICE_0_WEIGHT << 10) / fair_weight(t, q);
+	/* Never by 0; added rather than compared, which 6.18's verifier warns of. */
+	cost = lesser(ran, 4 * slice_us * NSEC) * (NICE_0_WEIGHT << 10) / (task_share(t) + 1);
+	t->vtime += lesser(cost, max_wait_vtime(q));
 }
 
 /*
@@ -68,9 +71,7 @@ static void charge(const struct task_struct *p, struct fair_task *t)
  */
 static u64 lag_ns(const struct fair_queue *q)
 {
-	u64 lag = lag_us * NSEC, most = max_wait_us * NSEC * (q->nr_cpus ?: 1) / (1 + q->depth);
-
-	return lag < most ? lag : most;
+	return lesser(lag_us * NSEC, max_wait_vtime(q));
 }
 
 /* By how much who wakes must be behind whose CPU it takes: at most half of a lag that is less. */
@@ -81,6 +82,37 @@ static u64 preempt_lag_ns(const struct fair_queue *q)
 	return owed == lag_us * NSEC || lag < owed / 2 ? lag : owed / 2;
 }
 
+/* By how much a cache may be behind another: where very many wait, as far as a wait of max_wait_us. */
+static u64 steal_lag_ns(const struct fair_queue *q)
+{
+	return lesser(steal_lag_us * NSEC, max_wait_vtime(q));
+}
+
+/* Half of max_wait_us, in nanoseconds. */
+static u64 patience_ns(void)
+{
+	return max_wait_us * NSEC / 2;
+}
+
+/*
+ * Who had a turn does not come before those who waited for max_wait_us. Virtual time alone doesn't
+ * see to that: a light task's turn puts it back by much while it is among its like, and then
+ * come heavy ones, for whom the clock hardly moves. So every half of max_wait_us the largest key is
+ * taken down, and half of it later all who waited then are let go first.
+ */
+static void give_way(struct fair_task *t, struct fair_queue *q)
+{
+	u64 now = scx_bpf_now(), due = q->due;
+
+	if (before(due, now) &&
+	    __sync_val_compare_and_swap(&q->due, due, now + patience_ns()) == due) {
+		q->floor = q->goal;
+		q->goal = q->last;
+	}
+	if (before(t->vtime, q->floor))
+		t->vtime = q->floor;
+}
+
 /*
  * Fits the virtual time to the clock of the queue that the task goes to. Who slept may be
  * behind the clock by lag_ns(), which is what makes it first, and not by more: time asleep
@@ -88,7 +120,7 @@ static u64 preempt_lag_ns(const struct fair_queue *q)
  * that a task takes what it is owed along when it moves.
  */
 static void place(const struct task_struct *p, struct fair_task *t, u32 id,
-		  const struct fair_queue *q)
+		  struct fair_queue *q)
 {
 	u64 lag = lag_ns(q);
 
@@ -103,6 +135,8 @@ static void place(const struct task_struct *p, struct fair_task *t, u32 id,
 	}
 	if (before(t->vtime, q->clock - lag))
 		t->vtime = q->clock - lag;
+	if (t->woke != p->se.sum_exec_runtime)
+		give_way(t, q);
 }
 
 /*

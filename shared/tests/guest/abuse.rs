@@ -1,16 +1,18 @@
-//! Schedulers under abuse: they are not ejected, and no task is lost.
+//! Schedulers under abuse: they are not ejected, no task is lost, and none waits for long.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::cgroups::{self, Cgroups};
 use crate::hogs::{Hogs, bind, cpus};
 use crate::polity::{Foreground, kill, run, sh, status};
 use crate::snapshot::{sched_ext, scheduler};
-use crate::trial::{campaigns, eventually, full_or, trial};
+use crate::trial::{campaigns, eventually, full_or, has_member, steady, trial};
+use crate::waits::{Seen, Waits};
 
 /// The tests.
 pub fn trials() -> Vec<Trial> {
@@ -24,11 +26,20 @@ pub fn trials() -> Vec<Trial> {
 
 /// All that is done is done to who has but the CPU that goes and comes.
 const LAYERS: &str = "/tmp/abuse.toml";
-const ROWS: &str = "[[schedulers.layers.layers]]\nname = \"abused\"\ncomm = \"sh\"\ncpus = \"1\"\n";
+
+/// As long as it is there the processes of the storm run on; a line for each that has made its own.
+const STORM: &str = "/tmp/storm";
+/// What keeps a CPU from all who may run nowhere else.
+const REAL_TIME: &str = "a real-time process";
+/// Waits from here on are looked at.
+const LONG_US: u64 = 200_000;
+/// The kernel's timer, which ends turns, goes every 4 ms.
+const TICK_US: u64 = 4000;
 
 /// Four busy processes a CPU, and all of it done to them one after the other.
 fn stands_it(name: &str, args: &[&str]) {
-    fs::write(LAYERS, ROWS).unwrap();
+    let row = format!("name = \"abused\"\ncomm = \"sh\"\ncpus = \"{}\"\n", cpus() - 1);
+    fs::write(LAYERS, format!("[[schedulers.layers.layers]]\n{row}")).unwrap();
     let policy = format!("schedulers/{name}");
     let host = Foreground::start(&[&[policy.as_str()], args].concat());
     let hogs = Hogs::start(4 * cpus(), &[]);
@@ -36,22 +47,49 @@ fn stands_it(name: &str, args: &[&str]) {
         ("changes of affinity", &|| affinity_storm(&hogs)),
         ("stops", &|| stop_and_continue(&hogs)),
         ("CPUs that go and come", &|| offline_and_online(&hogs)),
-        ("a real-time process", &real_time),
+        (REAL_TIME, &real_time),
         ("cgroups that come and go", &|| cgroups_come_and_go(&hogs)),
         ("forks", &fork_storm),
         ("a host that is stopped", &|| stopped_host(&host)),
     ];
     for (what, abuse) in abuses {
-        let start = Instant::now();
+        let (start, waits) = (Instant::now(), Waits::start(LONG_US));
         abuse();
         assert_eq!(scheduler(), name, "after {what}: {:?}, {}", status(&policy), host.said());
         hogs.assert_all_run(what);
-        eprintln!("{:6.1} s  {what}", start.elapsed().as_secs_f64());
+        let took = start.elapsed().as_secs_f64();
+        eprintln!("{took:6.1} s  {what}: {}", longest_wait(&waits.end(), what));
     }
     drop(hogs);
     assert_eq!(host.end(Signal::INT), 0);
     eventually("it is gone", || sched_ext().as_deref() == Some("disabled"));
     fs::remove_file(LAYERS).unwrap();
+}
+
+/// Asserts that nobody waited longer than the larger of a second and twice its fair turn, beside a
+/// real-time process than two seconds; tells what the longest wait was.
+fn longest_wait(seen: &Seen, what: &str) -> String {
+    let turn = seen.ready as u64 * TICK_US / cpus() as u64;
+    let limit = if what == REAL_TIME { 2_000_000 } else { (2 * turn).max(1_000_000) };
+    assert_eq!(seen.total["lost"], 0, "{}", seen.total);
+    // Who is bound to a CPU that a class above ours has gets it only where the kernel sees to that.
+    let stuck = what == REAL_TIME && !has_member("rq", "ext_server");
+    let counts = |wait: &&Value| !(stuck && is_bound(wait["pid"].as_u64().unwrap()));
+    let wait_us = |wait: &Value| wait["wait_us"].as_u64().unwrap();
+    let longest = seen.waits.iter().filter(counts).max_by_key(|wait| wait_us(wait));
+    let us = longest.map_or(0, wait_us);
+    assert!(!steady() || us <= limit, "{what}: {} us at most, not {longest:?}", limit);
+    format!(
+        "the longest wait {us} us of {limit} ({} ready), {} in all",
+        seen.ready, seen.total["max_us"]
+    )
+}
+
+/// Whether a process may run on one CPU only, or is gone.
+fn is_bound(pid: u64) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    list.is_none_or(|list| list.trim().parse::<u32>().is_ok())
 }
 
 /// Numbers that look random and are the same each time.
@@ -120,13 +158,14 @@ fn cgroups_come_and_go(hogs: &Hogs) {
     }
 }
 
-/// Processes in a cgroup that make more, all at once.
+/// Processes in a cgroup that make more, all at once, until there are 4,096 that never sleep.
 fn fork_storm() {
     let _cgroups = Cgroups::new(&[("storm", 100)]);
     let each = full_or(512, 16);
     let storm = format!(
-        "echo $$ > {}/cgroup.procs; for j in 1 2 3 4 5 6 7 8; do \
-         (i=0; while [ $i -lt {each} ]; do (:) & i=$((i + 1)); done; wait) & done; wait",
+        "echo $$ > {}/cgroup.procs; echo > {STORM}; for j in 1 2 3 4 5 6 7 8; do \
+         (i=0; while [ $i -lt {each} ]; do (while [ -e {STORM} ]; do :; done) & i=$((i + 1)); done; \
+         echo >> {STORM}; [ $(wc -l < {STORM}) -lt 9 ] || rm -f {STORM}; wait) & done; wait",
         cgroups::path("storm")
     );
     sh(&format!("sh -c '{storm}'"));

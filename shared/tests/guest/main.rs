@@ -61,6 +61,7 @@ mod trace;
 mod trial;
 mod unlisted;
 mod upgrade;
+mod waits;
 mod watching;
 mod yard;
 

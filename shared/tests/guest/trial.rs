@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
+use libbpf_rs::btf::{Btf, types::Struct};
 use libtest_mimic::Trial;
 
 use crate::polity::polity;
@@ -90,6 +91,13 @@ pub fn full_or(whole: usize, sample: usize) -> usize {
 /// Whether this kernel takes LSM programs.
 pub fn has_lsm() -> bool {
     std::fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|l| l.contains("bpf"))
+}
+
+/// Whether a structure of this kernel's has such a member.
+pub fn has_member(structure: &str, member: &str) -> bool {
+    let Ok(btf) = Btf::from_vmlinux() else { return false };
+    let found = btf.type_by_name::<Struct<'_>>(structure);
+    found.is_some_and(|s| s.iter().any(|m| m.name.is_some_and(|name| name == member)))
 }
 
 /// The last lines of the kernel log.

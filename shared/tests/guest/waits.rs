@@ -1,0 +1,80 @@
+//! `polity trace runq` beside a test: who waited for a CPU, and how many wanted one.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::polity::{Background, binary, kill};
+
+/// Watches until [`Waits::end`].
+pub struct Waits {
+    trace: Background,
+    lines: JoinHandle<Vec<Value>>,
+    over: Arc<AtomicBool>,
+    ready: JoinHandle<usize>,
+}
+
+/// What was seen.
+pub struct Seen {
+    /// Every wait that was reported, as it was printed.
+    pub waits: Vec<Value>,
+    /// The summary at the end.
+    pub total: Value,
+    /// The most tasks that ran or wanted to at a time, of ten looks a second.
+    pub ready: usize,
+}
+
+impl Waits {
+    /// Starts; waits of `min_us` microseconds and more are reported one by one.
+    pub fn start(min_us: u64) -> Self {
+        let mut trace = Command::new(binary())
+            .args(["trace", "runq", "--min-us", &min_us.to_string(), "--json"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map(Background)
+            .unwrap();
+        // What is watched comes once it is attached: it says so.
+        let mut line = String::new();
+        BufReader::new(trace.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains(&format!("tracing waits of {min_us} us")), "{line}");
+        let lines = BufReader::new(trace.stdout.take().unwrap()).lines();
+        let read = |line: String| serde_json::from_str(&line).unwrap();
+        let lines = std::thread::spawn(move || lines.map(|l| read(l.unwrap())).collect());
+        let over = Arc::new(AtomicBool::new(false));
+        let done = over.clone();
+        let ready = std::thread::spawn(move || {
+            let mut most = 0;
+            while !done.load(Ordering::Relaxed) {
+                most = most.max(ready_now());
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            most
+        });
+        Self { trace, lines, over, ready }
+    }
+
+    /// Ends it and tells what it saw.
+    #[track_caller]
+    pub fn end(mut self) -> Seen {
+        kill(self.trace.id(), Signal::INT);
+        let mut waits = self.lines.join().unwrap();
+        assert_eq!(self.trace.wait().unwrap().code(), Some(0));
+        let total = waits.pop().expect("a summary at least");
+        self.over.store(true, Ordering::Relaxed);
+        Seen { waits, total, ready: self.ready.join().unwrap() }
+    }
+}
+
+/// How many tasks run or want to: `/proc/loadavg` has them before the number of all there are.
+fn ready_now() -> usize {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap();
+    let tasks = text.split_whitespace().nth(3).unwrap();
+    tasks.split('/').next().unwrap().parse().unwrap()
+}
