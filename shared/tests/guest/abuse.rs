@@ -58,7 +58,10 @@ fn stands_it(name: &str, args: &[&str]) {
         assert_eq!(scheduler(), name, "after {what}: {:?}, {}", status(&policy), host.said());
         hogs.assert_all_run(what);
         let took = start.elapsed().as_secs_f64();
-        eprintln!("{took:6.1} s  {what}: {}", longest_wait(&waits.end(), what));
+        // Who is bound to a CPU that a class above ours has gets it only where the kernel sees to that.
+        let stuck = what == REAL_TIME && !has_member("rq", "ext_server");
+        let seen = waits.end().without(|pid| stuck && (name == "layers" || is_bound(pid)));
+        eprintln!("{took:6.1} s  {what}: {}", longest_wait(&seen, what));
     }
     drop(hogs);
     assert_eq!(host.end(Signal::INT), 0);
@@ -72,17 +75,12 @@ fn longest_wait(seen: &Seen, what: &str) -> String {
     let turn = seen.ready as u64 * TICK_US / cpus() as u64;
     let limit = if what == REAL_TIME { 2_000_000 } else { (2 * turn).max(1_000_000) };
     assert_eq!(seen.total["lost"], 0, "{}", seen.total);
-    // Who is bound to a CPU that a class above ours has gets it only where the kernel sees to that.
-    let stuck = what == REAL_TIME && !has_member("rq", "ext_server");
-    let counts = |wait: &&Value| !(stuck && is_bound(wait["pid"].as_u64().unwrap()));
     let wait_us = |wait: &Value| wait["wait_us"].as_u64().unwrap();
-    let longest = seen.waits.iter().filter(counts).max_by_key(|wait| wait_us(wait));
+    let longest = seen.waits.iter().max_by_key(|wait| wait_us(wait));
     let us = longest.map_or(0, wait_us);
-    assert!(!steady() || us <= limit, "{what}: {} us at most, not {longest:?}", limit);
-    format!(
-        "the longest wait {us} us of {limit} ({} ready), {} in all",
-        seen.ready, seen.total["max_us"]
-    )
+    assert!(!steady() || us <= limit, "{what}: {limit} us at most, not {longest:?}");
+    let (of, all) = (seen.ready, &seen.total["max_us"]);
+    format!("{us} us the longest wait, {limit} the limit with {of} ready; of all waits {all}")
 }
 
 /// Whether a process may run on one CPU only, or is gone.

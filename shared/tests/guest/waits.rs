@@ -72,6 +72,14 @@ impl Waits {
     }
 }
 
+impl Seen {
+    /// Without the waits of some processes.
+    pub fn without(mut self, some: impl Fn(u64) -> bool) -> Self {
+        self.waits.retain(|wait| !some(wait["pid"].as_u64().unwrap()));
+        self
+    }
+}
+
 /// How many tasks run or want to: `/proc/loadavg` has them before the number of all there are.
 fn ready_now() -> usize {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap();
