@@ -82,12 +82,13 @@ fn boot(options: &Run, kernel: &Kernel, accel: Accel) -> Result<(Verdict, PathBu
         append: options.append.as_deref().unwrap_or_default(),
     }
     .start()?;
-    let deadlines = Deadlines {
-        total: Duration::from_secs(options.timeout),
-        // The clock of a guest that counts instructions has little to do with ours.
-        boot: if accel == Accel::Icount { Duration::from_secs(options.timeout) } else { BOOT },
-        silence: (accel != Accel::Icount).then_some(watch::SILENCE),
+    let total = Duration::from_secs(options.timeout);
+    // The clock of a guest that counts instructions has little to do with ours.
+    let (boot, silence) = match accel {
+        Accel::Icount => (total, None),
+        _ => (BOOT, Some(watch::SILENCE)),
     };
+    let deadlines = Deadlines { total, boot, silence };
     Ok((watch::watch(qemu, &deadlines)?, log))
 }
 

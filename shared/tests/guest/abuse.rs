@@ -162,7 +162,7 @@ fn cgroups_come_and_go(hogs: &Hogs) {
 /// A process in a cgroup makes more, and so does each of those, until there are 4,096 that never
 /// sleep (64 in a sample).
 fn fork_storm() {
-    let cgroups = Cgroups::new(&[("storm", 100)]);
+    let _cgroups = Cgroups::new(&[("storm", 100)]);
     let (procs, depth) = (format!("{}/cgroup.procs", cgroups::path("storm")), full_or(12, 6));
     fs::write(STORM, "").unwrap();
     let storm = format!(
@@ -179,7 +179,6 @@ fn fork_storm() {
     fs::remove_file(STORM).unwrap();
     assert!(first.wait().unwrap().success());
     assert_eq!(made, 1 << depth, "the storm is complete within ten minutes");
-    drop(cgroups);
 }
 
 /// Nothing depends on the process that attached it.
