@@ -105,20 +105,10 @@ static void report(const struct task_struct *prev, const struct task_struct *nex
 	stat_inc(reported);
 }
 
-SEC("tp_btf/sched_wakeup")
-int BPF_PROG(runq_wakeup, struct task_struct *p)
-{
-	task_ready(p, false);
-	return 0;
-}
-
-SEC("tp_btf/sched_wakeup_new")
-int BPF_PROG(runq_wakeup_new, struct task_struct *p)
-{
-	task_ready(p, false);
-	return 0;
-}
-
+/*
+ * The first to be attached, and that takes a while: who wakes in between and is not seen to run
+ * would seem to wait until it wakes again.
+ */
 SEC("tp_btf/sched_switch")
 int BPF_PROG(runq_switch, bool preempt, struct task_struct *prev, struct task_struct *next,
 	     unsigned int prev_state)
@@ -126,8 +116,14 @@ int BPF_PROG(runq_switch, bool preempt, struct task_struct *prev, struct task_st
 	struct runq_task *t;
 	u64 us;
 
-	if (preempt || prev_state == TASK_RUNNING)
+	if (preempt || prev_state == TASK_RUNNING) {
 		task_ready(prev, true);
+	} else {
+		/* Woken as it was going to sleep it waited for nothing. */
+		t = bpf_task_storage_get(&ready, prev, 0, 0);
+		if (t)
+			t->ready = 0;
+	}
 	if (!next->pid)
 		return 0;
 	t = bpf_task_storage_get(&ready, next, 0, 0);
@@ -141,6 +137,20 @@ int BPF_PROG(runq_switch, bool preempt, struct task_struct *prev, struct task_st
 	if (us >= min_us)
 		report(prev, next, t, us);
 	t->ready = 0;
+	return 0;
+}
+
+SEC("tp_btf/sched_wakeup")
+int BPF_PROG(runq_wakeup, struct task_struct *p)
+{
+	task_ready(p, false);
+	return 0;
+}
+
+SEC("tp_btf/sched_wakeup_new")
+int BPF_PROG(runq_wakeup_new, struct task_struct *p)
+{
+	task_ready(p, false);
 	return 0;
 }
 
