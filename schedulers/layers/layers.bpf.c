@@ -10,7 +10,7 @@
  *
  * README.md tells what to write into the table. The parts: layers.h types, state.h
  * parameters and maps, match.h who is in which layer, share.h who is due, setup.h layers
- * from rows, serve.h from the queues to the CPUs.
+ * from rows, late.h who is not due but waits for too long, serve.h from the queues to the CPUs.
  */
 #include <scx/common.bpf.h>
 #include <polity/policy.bpf.h>
@@ -84,6 +84,9 @@ void BPF_STRUCT_OPS(layers_enqueue, struct task_struct *p, u64 enq_flags)
 	stat_inc(queued);
 	if (t->queue == STRAY)
 		stat_inc(strays);
+	t->since = scx_bpf_now();
+	if (l && before(l->last, t->vtime))
+		l->last = t->vtime;
 	scx_bpf_dsq_insert_vtime(p, t->queue, slice_us * NSEC, t->vtime, enq_flags);
 	wake_one_for(p, t->queue);
 }
@@ -100,6 +103,8 @@ void BPF_STRUCT_OPS(layers_dispatch, s32 cpu, struct task_struct *prev)
 		prev = NULL;
 	if (before(scx_bpf_now(), evict_until))
 		evict(cpu);
+	if (serve_late(c))
+		return;
 	if (prev && goes_on(prev, c, cpu))
 		return;
 	bpf_for(turn, 0, 2) {
@@ -161,8 +166,9 @@ void BPF_STRUCT_OPS(layers_running, struct task_struct *p)
 	c->running = t->queue;
 	if (before(l->clock, t->vtime))
 		l->clock = t->vtime;
-	if (c->owner == SHARED && before(shared_vtime, l->vtime))
+	if (c->owner == SHARED && !c->late && before(shared_vtime, l->vtime))
 		shared_vtime = l->vtime;
+	c->late = false;
 }
 
 void BPF_STRUCT_OPS(layers_stopping, struct task_struct *p, bool runnable)

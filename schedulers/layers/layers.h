@@ -30,6 +30,11 @@ struct layer {
 	struct bpf_cpumask __kptr *cpus;	/* where its tasks may run */
 	u64 vtime;	/* run time on shared CPUs so far, divided by weight */
 	u64 clock;	/* the largest virtual time of a task that was served */
+	u64 last;	/* the largest of one that was queued */
+	u64 due;	/* when floor is to be goal, that is to be next, and that last: see give_way() */
+	u64 next;
+	u64 goal;
+	u64 floor;	/* before which nobody comes any more */
 	u64 load;	/* weights of its tasks that wait or run, */
 	u32 nr;		/* and how many there are */
 	u32 weight;
@@ -50,6 +55,7 @@ struct layers_task {
 	struct identity who;
 	u64 vtime;	/* run time so far, divided by weight */
 	u64 charged;	/* p->se.sum_exec_runtime up to which vtime is right */
+	u64 since;	/* when it was queued */
 	u32 layer;	/* it belongs to */
 	u32 queue;	/* the layer that it competes in: its own, or the strays */
 	u32 counted;	/* its weight in the queue's load, 0 while it sleeps */
@@ -60,6 +66,8 @@ struct layers_cpu {
 	u32 running;	/* the layer that runs */
 	u32 turns;	/* counts, to look at the strays now and then */
 	u32 offline;
+	u32 late;	/* what comes next was late, see late.h */
+	u64 looked;	/* when it last found nobody late */
 };
 
 struct layers_stats {

@@ -3,16 +3,10 @@
 #ifndef __LAYERS_SERVE_H
 #define __LAYERS_SERVE_H
 
-#include "setup.h"
+#include "late.h"
 
 #define STRAY_TURN	8	/* on a layer's own CPU strays have one turn in so many */
 #define NEIGHBOURS	16	/* CPUs that one search may look at */
-
-/* Whether a CPU takes tasks from this queue. */
-static bool serves(const struct layers_cpu *c, u32 id, const struct layer *l)
-{
-	return id == STRAY || !l->nr_cpus || may_use(id, l, c->owner);
-}
 
 /* The layer that is due on a CPU, of those where somebody waits and which were not tried. */
 static u32 next_layer(const struct layers_cpu *c, u64 tried)
@@ -62,6 +56,8 @@ static bool goes_on(struct task_struct *prev, const struct layers_cpu *c, u32 cp
 		return false;
 	charge(prev, t, cpu);
 	l = layer_of(t->queue);
+	if (l)
+		give_way(t, l);
 	/* It may have come to another layer. */
 	if (!l || queue_for(prev, t) != t->queue || !serves(c, t->queue, l))
 		return false;

@@ -8,6 +8,34 @@
 
 #include "match.h"
 
+/* Half of max_wait_us, in nanoseconds. */
+static u64 patience_ns(void)
+{
+	return max_wait_us * NSEC / 2;
+}
+
+/* How far virtual time comes in max_wait_us, where these CPUs serve this load. */
+static u64 max_wait_vtime(u64 load, u32 nr_cpus)
+{
+	return max_wait_us * NSEC * (nr_cpus ?: 1) * 100 / (load + 1);
+}
+
+/*
+ * Keeps a layer near the one that is due. What it did not use, because nobody of it was ready or
+ * they are bound to few CPUs, is gone but for lag_us; and as it got more while others were not
+ * there, it is not held back for longer than max_wait_us.
+ */
+static void bound_layer(struct layer *l)
+{
+	u64 least = shared_vtime - lag_us * NSEC;
+	u64 most = shared_vtime + max_wait_vtime(shared_load, nr_shared);
+
+	if (before(l->vtime, least))
+		l->vtime = least;
+	else if (before(most, l->vtime))
+		l->vtime = most;
+}
+
 /* Counts a task in with its queue, or out. */
 static void count_in(const struct task_struct *p, struct layers_task *t)
 {
@@ -19,9 +47,7 @@ static void count_in(const struct task_struct *p, struct layers_task *t)
 	__sync_fetch_and_add(&l->load, t->counted);
 	if (__sync_fetch_and_add(&l->nr, 1))
 		return;
-	/* It was idle: what it did not use is gone, but for lag_us. */
-	if (before(l->vtime, shared_vtime - lag_us * NSEC))
-		l->vtime = shared_vtime - lag_us * NSEC;
+	bound_layer(l);
 	if (l->shares)
 		__sync_fetch_and_add(&shared_load, l->weight);
 }
@@ -39,30 +65,12 @@ static void count_out(struct layers_task *t)
 }
 
 /*
- * What a run costs the layer and the task is the time over the weight. A turn is never so
- * dear that everybody of the layer waits for longer than max_wait_us until the next: nobody
- * starves, at the price that very light weights count for more than they say.
+ * Charges what the task has run since it was last asked, on this CPU: the time over the weight.
+ * A task's turn is never so dear that it waits for longer than max_wait_us until the next.
  */
-static u64 layer_cost(const struct layer *l, u64 ran)
-{
-	u64 least = shared_load * l->nr * slice_us / (nr_shared * max_wait_us + 1);
-	u64 weight = l->weight;
-
-	return ran * 100 / ((weight > least ? weight : least) + 1);
-}
-
-static u64 task_cost(const struct task_struct *p, const struct layer *l, u64 ran)
-{
-	u64 least = l->load * slice_us / (l->nr_cpus * max_wait_us + 1);
-	u64 weight = p->scx.weight;
-
-	return ran * 100 / ((weight > least ? weight : least) + 1);
-}
-
-/* Charges what the task has run since it was last asked, on this CPU. */
 static void charge(const struct task_struct *p, struct layers_task *t, u32 cpu)
 {
-	u64 ran = p->se.sum_exec_runtime - t->charged;
+	u64 ran = p->se.sum_exec_runtime - t->charged, cost, most;
 	struct layer *l = layer_of(t->queue);
 	struct layer_stats *s = bpf_map_lookup_elem(&layer_stats, &t->queue);
 	struct layers_cpu *c = cpu_of(cpu);
@@ -72,9 +80,14 @@ static void charge(const struct task_struct *p, struct layers_task *t, u32 cpu)
 		__sync_fetch_and_add(&s->run_ns, ran);
 	if (!l || !c)
 		return;
-	t->vtime += task_cost(p, l, ran);
-	if (c->owner == SHARED)
-		__sync_fetch_and_add(&l->vtime, layer_cost(l, ran));
+	/* Never by 0; added rather than compared, which 6.18's verifier warns of. */
+	cost = ran * 100 / (p->scx.weight + 1);
+	most = max_wait_vtime(l->load, l->nr_cpus);
+	t->vtime += cost < most ? cost : most;
+	if (c->owner == SHARED) {
+		__sync_fetch_and_add(&l->vtime, ran * 100 / (l->weight + 1));
+		bound_layer(l);
+	}
 }
 
 /*
@@ -106,6 +119,27 @@ static u32 queue_for(struct task_struct *p, struct layers_task *t)
 	return may ? t->layer : STRAY;
 }
 
+/*
+ * Nobody comes before those of its layer who have waited for max_wait_us. Virtual time alone
+ * doesn't see to that: a light task's turn puts it back by much while it is among its like, and
+ * then come heavy ones, for whom the clock hardly moves. So every half of max_wait_us the largest
+ * virtual time is taken down, and two of these halves later all who waited then are let go first.
+ * Unless weights have changed the clock has got there by itself.
+ */
+static void give_way(struct layers_task *t, struct layer *l)
+{
+	u64 now = scx_bpf_now(), due = l->due;
+
+	if (before(due, now) &&
+	    __sync_val_compare_and_swap(&l->due, due, now + patience_ns()) == due) {
+		l->floor = l->goal;
+		l->goal = l->next;
+		l->next = l->last;
+	}
+	if (before(t->vtime, l->floor))
+		t->vtime = l->floor;
+}
+
 /* Makes sure that a task that is ready is counted where it waits, and fits its virtual time. */
 static void place(struct task_struct *p, struct layers_task *t)
 {
@@ -125,6 +159,7 @@ static void place(struct task_struct *p, struct layers_task *t)
 	count_in(p, t);
 	if (before(t->vtime, l->clock - lag_us * NSEC))
 		t->vtime = l->clock - lag_us * NSEC;
+	give_way(t, l);
 }
 
 #endif /* __LAYERS_SHARE_H */

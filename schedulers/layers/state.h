@@ -14,7 +14,7 @@ const volatile u32 rest_weight = 100;
 
 volatile u64 slice_us = 4000;
 volatile u64 lag_us = 10000;
-volatile u64 max_wait_us = 2000000;
+volatile u64 max_wait_us = 500000;
 
 #define NSEC	1000ULL
 

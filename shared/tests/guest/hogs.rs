@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, setpriority_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// They live as long as the value.
@@ -64,6 +64,11 @@ pub fn bind(pid: u32, cpus: impl IntoIterator<Item = usize>) {
     let mut set = CpuSet::new();
     cpus.into_iter().for_each(|cpu| set.set(cpu));
     sched_setaffinity(Pid::from_raw(pid as i32), &set).unwrap();
+}
+
+/// Gives a process a nice value.
+pub fn renice(pid: u32, nice: i32) {
+    setpriority_process(Pid::from_raw(pid as i32), nice).unwrap();
 }
 
 /// How many CPUs there are.

@@ -49,6 +49,7 @@ mod set;
 mod shares;
 mod snapshot;
 mod sockets;
+mod starved;
 mod stats;
 mod steps;
 mod stranger;
@@ -142,6 +143,7 @@ fn all() -> Vec<Trial> {
     trials.extend(trace::trials());
     trials.extend(sched_swap::trials());
     trials.extend(shares::trials());
+    trials.extend(starved::trials());
     trials.extend(layers::trials());
     trials.extend(abuse::trials());
     trials.extend(scripts::trials());

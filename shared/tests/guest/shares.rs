@@ -4,10 +4,9 @@ use std::fs;
 use std::time::Duration;
 
 use libtest_mimic::Trial;
-use rustix::process::{Pid, setpriority_process};
 
 use crate::cgroups::{self, Cgroups};
-use crate::hogs::{Hogs, bind, cpus};
+use crate::hogs::{Hogs, cpus, renice};
 use crate::polity::polity;
 use crate::trial::{eventually, has_member, sched_ext_trial};
 
@@ -16,7 +15,6 @@ pub fn trials() -> Vec<Trial> {
     let limits = sched_ext_trial("shares::no_more_than_cpu_max", limits);
     vec![
         sched_ext_trial("shares::by_nice_value_and_cgroup", shares),
-        sched_ext_trial("shares::light_ones_among_heavy", light_among_heavy),
         if has_member("sched_ext_ops", "cgroup_set_bandwidth") {
             limits
         } else {
@@ -38,9 +36,7 @@ fn shares() {
 fn by_nice_value() {
     let all = [-5, 0, 5].map(|nice| {
         let hogs = Hogs::start(cpus(), &[]);
-        for pid in hogs.pids() {
-            setpriority_process(Pid::from_raw(pid as i32), nice).unwrap();
-        }
+        hogs.pids().into_iter().for_each(|pid| renice(pid, nice));
         hogs
     });
     assert_shares(&all, &[3121.0, 1024.0, 335.0]);
@@ -75,28 +71,6 @@ fn assert_shares(all: &[Hogs], weights: &[f64]) {
         let (got, want) = (ran / sum, of / weight);
         assert!((got / want - 1.0).abs() < 0.35, "{got:.3} is not {want:.3}: weights {weights:?}");
     }
-}
-
-/// Among themselves the light ones' virtual time runs ten thousand times as fast as once heavy ones
-/// have come: none of them waits for the clock to get there. Half of them have but one CPU.
-fn light_among_heavy() {
-    polity(&["attach", FAIR]).ok();
-    let _cgroups = Cgroups::new(&[("light", 1), ("heavy", 10000)]);
-    let [light, heavy] = ["light", "heavy"].map(|name| {
-        let hogs = Hogs::start(4 * cpus(), &[]);
-        for (i, pid) in hogs.pids().into_iter().enumerate() {
-            if name == "light" && i % 2 == 0 {
-                bind(pid, [0]);
-            }
-            cgroups::enter(name, pid);
-        }
-        std::thread::sleep(Duration::from_secs(2));
-        hogs
-    });
-    light.assert_all_run("heavy ones came");
-    heavy.assert_all_run("they came");
-    drop((light, heavy));
-    polity(&["detach", FAIR]).ok();
 }
 
 /// One of them is limited before the scheduler comes; in another the limit is that of the group

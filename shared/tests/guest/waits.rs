@@ -10,7 +10,14 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::hogs::cpus;
 use crate::polity::{Background, binary, kill};
+use crate::trial::steady;
+
+/// A second is never too long a wait.
+pub const LONG_US: u64 = 1_000_000;
+/// The kernel's timer, which ends turns, goes every 4 ms.
+const TICK_US: u64 = 4000;
 
 /// Watches until [`Waits::end`].
 pub struct Waits {
@@ -77,6 +84,28 @@ impl Seen {
     pub fn without(mut self, some: impl Fn(u64) -> bool) -> Self {
         self.waits.retain(|wait| !some(wait["pid"].as_u64().unwrap()));
         self
+    }
+
+    /// Asserts, where the clock is the guest's own, that nobody waited longer than `at_least_us` and
+    /// twice a fair turn; tells what the longest wait was.
+    #[track_caller]
+    pub fn assert_none_long(&self, at_least_us: u64) -> String {
+        let limit = (2 * self.ready as u64 * TICK_US / cpus() as u64).max(at_least_us);
+        // Where more were reported than could be read, all count.
+        let (counts, total) = (self.total["lost"] == 0, self.total["max_us"].as_u64().unwrap());
+        let longest = self.waits.iter().max_by_key(|wait| wait["wait_us"].as_u64());
+        let us = if counts {
+            longest.map_or(0, |wait| wait["wait_us"].as_u64().unwrap())
+        } else {
+            total
+        };
+        let who = longest.map(Value::to_string).unwrap_or_default();
+        let said = format!(
+            "{total} us the longest wait, {us} of those that count, {limit} the limit with {} ready {who}",
+            self.ready
+        );
+        assert!(!steady() || us <= limit, "{said}");
+        said
     }
 }
 
