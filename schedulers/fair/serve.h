@@ -167,14 +167,26 @@ static bool steal(struct fair_queue *q, s32 cpu)
 	return true;
 }
 
-/* Takes the first task of another cache when it has been due for longer than ours. */
+/*
+ * Whether a cache's first task has been due for longer than ours. Where one of them has waited for
+ * long virtual time doesn't tell, see give_way(); then it is who has waited longer.
+ */
+static bool is_behind(const struct fair_queue *far, const struct fair_queue *near)
+{
+	u64 now = scx_bpf_now(), here = now - near->since, there = now - far->since;
+
+	if (here > patience_ns() || there > patience_ns())
+		return there > here + steal_lag_us * NSEC;
+	return before(far->first + steal_lag_ns(far), near->first);
+}
+
+/* Takes the first task of another cache that is behind. */
 static bool help(struct fair_cpu *c, u32 llc, const struct fair_queue *near, s32 cpu)
 {
 	struct fair_queue *far;
 
 	far = queue_of((llc + 1 + c->turn++ % (polity_nr_llcs - 1)) % polity_nr_llcs);
-	return far && far->depth && before(far->first + steal_lag_ns(far), near->first) &&
-	       steal(far, cpu);
+	return far && far->depth && is_behind(far, near) && steal(far, cpu);
 }
 
 /* Nothing to do here: look at the other caches, then at the CPUs of this one. */
