@@ -104,7 +104,7 @@ impl Seen {
             "{total} us the longest wait, {us} of those that count, {limit} the limit with {} ready {who}",
             self.ready
         );
-        assert!(!steady() || us <= limit, "{said}");
+        assert!(!steady() || us <= limit, "{said}, of {}", self.total);
         said
     }
 }
