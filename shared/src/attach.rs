@@ -304,11 +304,15 @@ impl Attached {
         let result = self.live.kind().and_then(|kind| kind.undo(&self.live));
         let unpinned = unpin(&self.live, tree);
         history::record_command(&self.live.meta.policy, "detached");
+        let kind = self.live.kind();
         // The effective link goes first, as when unpinning.
         for (_, link) in self.links.into_iter().rev() {
+            if kind.as_ref().is_ok_and(|kind| kind.ejects()) {
+                detach_now(&link, &self.live);
+            }
             drop(link);
         }
-        if let Ok(kind) = self.live.kind() {
+        if let Ok(kind) = kind {
             kind.settle(&self.live);
         }
         result.and(unpinned)
@@ -357,11 +361,24 @@ pub fn remove(old: &Live, tree: &Tree) -> Result<()> {
 }
 
 fn unpin(live: &Live, tree: &Tree) -> Result<()> {
-    if let Some(folder) = &live.folder {
-        tree::unpin(folder, live.last_link())?;
-        tree.tidy();
+    let Some(folder) = &live.folder else { return Ok(()) };
+    let ejects = live.kind()?.ejects();
+    let link = live.last_link().filter(|_| ejects).map(|name| Link::open(tree::link(folder, name)));
+    tree::unpin(folder, live.last_link())?;
+    if let Some(Ok(link)) = link {
+        detach_now(&link, live);
     }
+    tree.tidy();
     Ok(())
+}
+
+/// Takes off what the kernel may eject there and then. A link that is merely closed goes in the kernel's own
+/// time, or when the last who holds it closes it; and when that of a dead scheduler goes, Linux 6.18
+/// takes off whichever one runs by then.
+fn detach_now(link: &Link, live: &Live) {
+    if let Err(e) = link.detach() {
+        tracing::debug!("{}: a link stays until who holds it closes it: {e}", live.meta.policy);
+    }
 }
 
 impl Live {

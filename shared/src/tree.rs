@@ -160,7 +160,7 @@ impl Tree {
         clear(place);
         fs::rename(staged, place)?;
         for (name, link) in last {
-            link.pin(place.join("links").join(&*name))?;
+            link.pin(self::link(place, name))?;
         }
         Ok(())
     }
@@ -175,7 +175,7 @@ impl Tree {
         clear(staged);
         stage(staged, object, meta)?;
         for (name, link) in links {
-            link.pin(staged.join("links").join(&*name))?;
+            link.pin(self::link(staged, name))?;
         }
         Ok(())
     }
@@ -273,14 +273,19 @@ pub fn open(path: &Path) -> Result<MapHandle> {
 /// A link stays, and with it the policy, or a part of it. Other pins do nothing by themselves: the next command
 /// removes what is left of those.
 pub fn unpin(folder: &Path, last_link: Option<&str>) -> Result<()> {
-    let link = match last_link {
-        Some(last) => &folder.join("links").join(last),
+    let first = match last_link {
+        Some(last) => &link(folder, last),
         None => folder,
     };
-    remove(link)
-        .map_err(|e| Error::failed(format!("can't remove the pin {}: {e}", link.display())))?;
+    remove(first)
+        .map_err(|e| Error::failed(format!("can't remove the pin {}: {e}", first.display())))?;
     clear(folder);
     Ok(())
+}
+
+/// Where a policy that is pinned in `folder` has the link called `name`.
+pub fn link(folder: &Path, name: &str) -> PathBuf {
+    folder.join("links").join(name)
 }
 
 /// `kind/name` of a folder in the tree.
@@ -359,7 +364,7 @@ pub fn children(folder: &Path) -> Vec<PathBuf> {
 /// Whether every link that the policy's record names is pinned.
 fn is_whole(folder: &Path) -> bool {
     let meta = open(&folder.join("meta")).ok().and_then(|m| Meta::from_map(&m));
-    meta.is_some_and(|m| m.links.keys().all(|name| folder.join("links").join(name).exists()))
+    meta.is_some_and(|m| m.links.keys().all(|name| link(folder, name).exists()))
 }
 
 fn is_kind(folder: &Path) -> bool {

@@ -64,7 +64,8 @@ fn stands_it(name: &str, args: &[&str], what: &str, abuse: Abuse) {
     let host = Foreground::start(&[&[policy.as_str()], args].concat());
     let abused = Abused { hogs: Hogs::start(4 * cpus(), &[]), host };
     // Among thousands who all want to run there are more waits of a second than can be read.
-    let waits = Waits::start(if what == FORKS { full_or(4, 1) as u64 } else { 1 } * LONG_US);
+    let seconds = if what == FORKS { full_or(4, 1) as u64 } else { 1 };
+    let waits = Waits::start(seconds * LONG_US);
     abuse(&abused);
     let Abused { hogs, host } = abused;
     assert_eq!(scheduler(), name, "after {what}: {:?}, {}", status(&policy), host.said());

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use libbpf_rs::Link;
 use libtest_mimic::Trial;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -96,6 +97,10 @@ fn fallback() {
     let before = history().len();
     let serve =
         Serve::start(&format!("{STALL}retry = {{ after = \"3s\", times = 2, within = \"1h\" }}\n"));
+    // Somebody looks at its link (if it is still there), and goes on after it has been ejected.
+    let links = fs::read_dir("/sys/fs/bpf/polity/schedulers/stall/links").into_iter().flatten();
+    let held: Vec<_> = links.filter_map(|l| Link::open(l.ok()?.path()).ok()).collect();
+    eprintln!("fallback: held {} links", held.len());
     let load = Load::cpu();
     let mut off = None;
     eventually("fifo takes over", || {
@@ -109,6 +114,8 @@ fn fallback() {
     eprintln!("fallback: the kernel was on its own for {} ms (looked every 50)", gap.as_millis());
     // A second is what it is to be on a machine of one's own; this one is emulated and shared.
     assert!(gap < Duration::from_secs(5), "{gap:?}");
+    drop(held);
+    assert_eq!(scheduler(), "fifo", "the last holder of a dead scheduler's link let it go");
     eventually("stall is tried again", || !told(before, "tried again").is_empty());
     eventually("and fifo takes over again", || told(before, "took over").len() == 2);
     drop(load);

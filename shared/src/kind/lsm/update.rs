@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use libbpf_rs::Link;
@@ -139,7 +139,7 @@ impl NewRules {
     }
 
     fn link_path(&self, name: &str) -> PathBuf {
-        Path::new(&self.folder).join("links").join(name)
+        tree::link(&self.folder, name)
     }
 
     fn record(&self) -> Result<()> {
@@ -153,7 +153,7 @@ impl Update for NewRules {
         if !self.links.is_empty() {
             tree::make(&self.folder.join("links"))?;
             for (name, link) in &mut self.links {
-                let path = self.folder.join("links").join(&*name);
+                let path = tree::link(&self.folder, name);
                 let _ = std::fs::remove_file(&path);
                 link.pin(&path)?;
                 let info = link.info()?;

@@ -7,7 +7,6 @@
 
 use std::time::{Duration, Instant};
 
-use libbpf_rs::Link;
 use serde::{Deserialize, Serialize};
 
 use crate::attach::{self, Loaded};
@@ -103,13 +102,13 @@ impl Progress {
             twin => twin,
         };
         if let Some(new) = new.filter(|_| swap.journal.record.fresh) {
-            take_off(&new, swap)?;
+            attach::take_off(&new, swap.tree)?;
         }
         if stands {
             return Ok(());
         }
         if let Some(old) = &old {
-            take_off(old, swap)?;
+            attach::take_off(old, swap.tree)?;
         }
         let Some(twin) = twin else { return Ok(()) };
         let attached = attach::attach_in(swap.tree, twin, &Options::default(), true)?;
@@ -163,23 +162,11 @@ fn exchange(swap: &mut Swap<'_>, old: Option<Live>) -> Result<u64> {
     std::thread::sleep(MARGIN);
     tracer.clear()?;
     if let Some(old) = &old {
-        take_off(old, swap)?;
+        attach::take_off(old, swap.tree)?;
     }
     swap.attach_new(&Options::default())?;
     std::thread::sleep(MARGIN);
     tracer.longest_us()
-}
-
-/// Takes a scheduler off. Closing its link would do so in the kernel's own time; detaching the
-/// link waits until it is done.
-fn take_off(live: &Live, swap: &Swap<'_>) -> Result<()> {
-    for name in live.meta.links.keys() {
-        let link = live.folder.as_ref().and_then(|f| Link::open(f.join("links").join(name)).ok());
-        if let Some(Err(e)) = link.map(|link| link.detach()) {
-            tracing::debug!("{}: {name}: {e}", live.meta.policy);
-        }
-    }
-    attach::take_off(live, swap.tree)
 }
 
 /// Watches the new scheduler for as long as it is on probation.

@@ -77,10 +77,10 @@ pub fn go(swap: &mut Swap<'_>) -> Result<Report> {
         let staged = staged();
         let _ = fs::remove_dir_all(&staged);
         tree::stage(&staged, &mut loaded.object, &mut record)?;
-        sys::pin(link.as_fd(), &staged.join("links").join(&name))
+        sys::pin(link.as_fd(), &tree::link(&staged, &name))
             .map_err(|e| Error::failed(format!("can't pin the link of {policy} once more: {e}")))?;
         if let Some(id) = old.meta.links.get(taker::LINK) {
-            sys::pin(sys::link_by_id(*id)?.as_fd(), &staged.join("links").join(taker::LINK))?;
+            sys::pin(sys::link_by_id(*id)?.as_fd(), &tree::link(&staged, taker::LINK))?;
         }
         let new = loaded.object.maps().find(|m| m.name() == map.as_str());
         let new = new.ok_or_else(|| Error::failed("the object lost its struct_ops map"))?;

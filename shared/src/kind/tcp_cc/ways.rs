@@ -100,7 +100,7 @@ impl Ways {
         (meta.default, meta.extra) = (default, Value::Null);
         let (mut record, _) = meta.into_map()?;
         tree::replace_record(folder, &mut record)?;
-        let link = folder.join("links").join(taker::LINK);
+        let link = tree::link(folder, taker::LINK);
         if link.exists() {
             fs::remove_file(link)?;
         }
