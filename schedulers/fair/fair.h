@@ -68,7 +68,8 @@ struct fair_task {
 	u64 vtime;	/* run time so far, divided by weight */
 	u64 llcs;	/* the caches on all of whose CPUs it may run, a bit each */
 	u64 charged;	/* p->se.sum_exec_runtime up to which vtime is right */
-	u64 woke;	/* the same when it last woke */
+	u64 woke;	/* the same when it last woke, */
+	u64 stood;	/* and when it was last queued */
 	u32 weight;	/* of its nice value */
 	u32 group;	/* its cgroup's slot */
 	u32 counted;	/* what the group's load holds for it, 0 while inactive */

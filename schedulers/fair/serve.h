@@ -24,6 +24,7 @@ static bool queue_task(struct task_struct *p, struct fair_task *t, u32 id, struc
 
 	task_activate(t);
 	place(p, t, id, q);
+	t->stood = p->se.sum_exec_runtime;
 	/*
 	 * Order matters: first queued, then the node. Whoever has the node in his hands
 	 * right now (serve) parks it first and then looks at queued, so one of us sees

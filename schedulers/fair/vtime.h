@@ -135,7 +135,11 @@ static void place(const struct task_struct *p, struct fair_task *t, u32 id,
 	}
 	if (before(t->vtime, q->clock - lag))
 		t->vtime = q->clock - lag;
-	if (t->woke != p->se.sum_exec_runtime)
+	/*
+	 * Who woke has had no turn. Nor has who was queued already: a real-time task took the CPU that it was
+	 * about to run on, or its nice value was changed. It keeps its place.
+	 */
+	if (t->woke != p->se.sum_exec_runtime && t->stood != p->se.sum_exec_runtime)
 		give_way(t, q);
 }
 

@@ -84,7 +84,10 @@ void BPF_STRUCT_OPS(layers_enqueue, struct task_struct *p, u64 enq_flags)
 	stat_inc(queued);
 	if (t->queue == STRAY)
 		stat_inc(strays);
-	t->since = scx_bpf_now();
+	if (!is_queued_again(p, t)) {
+		t->stood = p->se.sum_exec_runtime;
+		t->since = scx_bpf_now();
+	}
 	if (l && before(l->last, t->vtime))
 		l->last = t->vtime;
 	scx_bpf_dsq_insert_vtime(p, t->queue, slice_us * NSEC, t->vtime, enq_flags);
@@ -200,6 +203,7 @@ void BPF_STRUCT_OPS(layers_enable, struct task_struct *p)
 	if (!t)
 		return;
 	t->charged = p->se.sum_exec_runtime;
+	t->stood = ~0ULL;
 	t->queue = queue_for(p, t);
 	l = layer_of(t->queue);
 	if (l)

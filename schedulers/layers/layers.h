@@ -55,7 +55,8 @@ struct layers_task {
 	struct identity who;
 	u64 vtime;	/* run time so far, divided by weight */
 	u64 charged;	/* p->se.sum_exec_runtime up to which vtime is right */
-	u64 since;	/* when it was queued */
+	u64 stood;	/* the same when it was queued, all ones before that */
+	u64 since;	/* and the time then */
 	u32 layer;	/* it belongs to */
 	u32 queue;	/* the layer that it competes in: its own, or the strays */
 	u32 counted;	/* its weight in the queue's load, 0 while it sleeps */

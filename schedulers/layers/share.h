@@ -140,6 +140,15 @@ static void give_way(struct layers_task *t, struct layer *l)
 		t->vtime = l->floor;
 }
 
+/*
+ * Whether it was queued, and did not run since: a real-time task took the CPU that it was about to run on,
+ * or its nice value was changed. It keeps its place.
+ */
+static bool is_queued_again(const struct task_struct *p, const struct layers_task *t)
+{
+	return t->stood == p->se.sum_exec_runtime;
+}
+
 /* Makes sure that a task that is ready is counted where it waits, and fits its virtual time. */
 static void place(struct task_struct *p, struct layers_task *t)
 {
@@ -157,6 +166,8 @@ static void place(struct task_struct *p, struct layers_task *t)
 		t->queue = queue;
 	}
 	count_in(p, t);
+	if (is_queued_again(p, t))
+		return;
 	if (before(t->vtime, l->clock - lag_us * NSEC))
 		t->vtime = l->clock - lag_us * NSEC;
 	give_way(t, l);

@@ -1,9 +1,13 @@
 //! Whatever the weights, and whoever comes: nobody waits for ever.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::thread::Scope;
 use std::time::Duration;
 
 use libtest_mimic::Trial;
+use rustix::thread::gettid;
 
 use crate::cgroups::{self, Cgroups};
 use crate::hogs::{Hogs, bind, cpus, renice};
@@ -21,6 +25,8 @@ pub fn trials() -> Vec<Trial> {
         sched_ext_trial("starved::a_light_layer", a_light_layer),
         sched_ext_trial("starved::bound_where_another_layer_is_owed", bound_where_another_is_owed),
         sched_ext_trial("starved::by_a_layer_that_preempts", by_a_layer_that_preempts),
+        sched_ext_trial("starved::queued_again_by_fair", || queued_again(FAIR)),
+        sched_ext_trial("starved::queued_again_by_layers", || queued_again(LAYERS)),
     ]
 }
 
@@ -143,4 +149,54 @@ fn by_a_layer_that_preempts() {
     let urgent = two_a_cpu_in("urgent", WAKING);
     moment();
     united(vec![others, urgent]);
+}
+
+/// The kernel queues a task again whose nice value changes. It keeps its place, even where that happens
+/// more often than its turn comes.
+fn queued_again(policy: &str) {
+    polity(&["attach", policy]).ok();
+    let (had, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        // Threads: processes would wait for each other at the locks of the file that they start from.
+        let tids: Vec<u32> = (0..250).map(|_| busy_thread(scope, &over)).collect();
+        let victim = tids[0];
+        let turns_of_victim_while_others_have = |turns: u64| {
+            let before: Vec<_> = tids.iter().map(|tid| turns_of(*tid)).collect();
+            for nice in [0, 1].into_iter().cycle() {
+                renice(victim, nice);
+                std::thread::sleep(Duration::from_millis(50));
+                let had = |i: usize| turns_of(tids[i]) - before[i];
+                if (1..tids.len()).all(|i| had(i) >= turns) {
+                    return had(0);
+                }
+            }
+            unreachable!("it goes round for ever")
+        };
+        // The turn that was due when it began may be among these.
+        turns_of_victim_while_others_have(1);
+        had.store(turns_of_victim_while_others_have(4), Ordering::Relaxed);
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(had.load(Ordering::Relaxed) >= 2, "{had:?} turns, where all others had 4");
+    polity(&["detach", policy]).ok();
+}
+
+/// One that never sleeps, on the first CPU; its id.
+fn busy_thread<'a>(scope: &'a Scope<'a, '_>, over: &'a AtomicBool) -> u32 {
+    let (send, tid) = channel();
+    scope.spawn(move || {
+        let tid = gettid().as_raw_nonzero().get() as u32;
+        send.send(tid).unwrap();
+        while !over.load(Ordering::Relaxed) {}
+    });
+    let tid = tid.recv().unwrap();
+    // Had it done so itself, the next would not begin before this one's turn.
+    bind(tid, [0]);
+    tid
+}
+
+/// How often a thread was given a CPU.
+fn turns_of(tid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{tid}/schedstat")).unwrap();
+    text.split_whitespace().nth(2).unwrap().parse().unwrap()
 }
