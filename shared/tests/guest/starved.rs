@@ -64,7 +64,7 @@ fn assert_all_run(name: &str, all: Vec<Hogs>) {
     moment();
     all.iter().for_each(|hogs| hogs.assert_all_run("all had come"));
     assert_eq!(scheduler(), name);
-    eprintln!("{}", waits.end().assert_none_long(LONG_US));
+    eprintln!("{}", waits.end().assert_none_long(cpus(), LONG_US));
 }
 
 /// Two a CPU, in a cgroup.

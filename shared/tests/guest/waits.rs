@@ -10,7 +10,6 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::hogs::cpus;
 use crate::polity::{Background, binary, kill};
 use crate::trial::steady;
 
@@ -90,10 +89,10 @@ impl Seen {
     }
 
     /// Asserts, where the clock is the guest's own, that nobody waited longer than `at_least_us` and
-    /// twice a fair turn; tells what the longest wait was.
+    /// twice a fair turn of all on so many CPUs; tells what the longest wait was.
     #[track_caller]
-    pub fn assert_none_long(&self, at_least_us: u64) -> String {
-        let limit = (2 * self.ready as u64 * TICK_US / cpus() as u64).max(at_least_us);
+    pub fn assert_none_long(&self, cpus: usize, at_least_us: u64) -> String {
+        let limit = (2 * self.ready as u64 * TICK_US / cpus as u64).max(at_least_us);
         let total = self.total["max_us"].as_u64().unwrap();
         let longest = self.waits.iter().max_by_key(|wait| wait["wait_us"].as_u64());
         // Where some that matter were not reported, or more than could be read, all count.
