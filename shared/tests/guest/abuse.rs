@@ -54,23 +54,26 @@ const STORM: &str = "/tmp/storm";
 struct Abused {
     hogs: Hogs,
     host: Foreground,
+    /// How often the storm doubles.
+    depth: usize,
 }
 
 fn stands_it(name: &str, args: &[&str], what: &str, abuse: Abuse) {
     let few = (cpus() / 4).max(1);
     let last = format!("{}-{}", cpus() - few, cpus() - 1);
-    // On a few CPUs a storm of thousands takes more than ten minutes to grow up.
+    // A storm takes more than ten minutes to grow up on a few CPUs, and one of thousands on all.
     let open = what == FORKS;
     let row = format!("name = \"abused\"\ncomm = \"sh\"\ncpus = \"{last}\"\nopen = {open}\n");
     fs::write(LAYERS, format!("[[schedulers.layers.layers]]\n{row}")).unwrap();
     let policy = format!("schedulers/{name}");
     let host = Foreground::start(&[&[policy.as_str()], args].concat());
-    let abused = Abused { hogs: Hogs::start(4 * cpus(), &[]), host };
+    let depth = full_or(if name == "layers" { 10 } else { 12 }, 6);
+    let abused = Abused { hogs: Hogs::start(4 * cpus(), &[]), host, depth };
     // Among thousands who all want to run there are more waits of a second than can be read.
     let seconds = if what == FORKS { full_or(4, 1) as u64 } else { 1 };
     let waits = Waits::start(seconds * LONG_US);
     abuse(&abused);
-    let Abused { hogs, host } = abused;
+    let Abused { hogs, host, .. } = abused;
     assert_eq!(scheduler(), name, "after {what}: {:?}, {}", status(&policy), host.said());
     hogs.assert_all_run(what);
     // Who is bound to a CPU that a class above ours has gets it only where the kernel sees to that.
@@ -169,10 +172,10 @@ fn cgroups_come_and_go(Abused { hogs, .. }: &Abused) {
 }
 
 /// A process in a cgroup makes more, and so does each of those, until there are 4,096 that never
-/// sleep (64 in a sample).
-fn fork_storm(_: &Abused) {
+/// sleep (1,024 under `layers`, 64 in a sample).
+fn fork_storm(&Abused { depth, .. }: &Abused) {
     let _cgroups = Cgroups::new(&[("storm", 100)]);
-    let (procs, depth) = (format!("{}/cgroup.procs", cgroups::path("storm")), full_or(12, 6));
+    let procs = format!("{}/cgroup.procs", cgroups::path("storm"));
     fs::write(STORM, "").unwrap();
     let storm = format!(
         "f() {{ n=$1; while [ $n -gt 0 ]; do n=$((n - 1)); f $n & done; \
