@@ -71,10 +71,8 @@ static bool serve_late(struct layers_cpu *c)
 		next = late_layer(c, tried, now);
 		if (next >= ALL_LAYERS)
 			break;
-		if (scx_bpf_dsq_move_to_local(next, 0)) {
-			c->late = true;
+		if (scx_bpf_dsq_move_to_local(next, 0))
 			return true;
-		}
 		/* None of them may run here. */
 		tried |= 1ULL << (next & 63);
 	}

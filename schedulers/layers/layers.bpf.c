@@ -36,6 +36,8 @@ s32 BPF_STRUCT_OPS(layers_select_cpu, struct task_struct *p, s32 prev_cpu, u64 w
 
 	if (!t)
 		return prev_cpu;
+	if (!(wake_flags & SCX_WAKE_FORK))
+		t->woke = p->se.sum_exec_runtime;
 	place(p, t);
 	l = layer_of(t->queue);
 	cpus = cpus_of(l);
@@ -73,6 +75,9 @@ void BPF_STRUCT_OPS(layers_enqueue, struct task_struct *p, u64 enq_flags)
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_us * NSEC, enq_flags);
 		return;
 	}
+	/* select_cpu() is not asked about who is bound to one. */
+	if (enq_flags & SCX_ENQ_WAKEUP)
+		t->woke = p->se.sum_exec_runtime;
 	place(p, t);
 	l = layer_of(t->queue);
 	/* Nobody else is there, and it did not belong here (goes_on()) but does now. */
@@ -90,7 +95,7 @@ void BPF_STRUCT_OPS(layers_enqueue, struct task_struct *p, u64 enq_flags)
 	}
 	if (l && before(l->last, t->vtime))
 		l->last = t->vtime;
-	scx_bpf_dsq_insert_vtime(p, t->queue, slice_us * NSEC, t->vtime, enq_flags);
+	scx_bpf_dsq_insert_vtime(p, t->queue, l ? slice_ns(l) : slice_us * NSEC, t->vtime, enq_flags);
 	wake_one_for(p, t->queue);
 }
 
@@ -106,7 +111,9 @@ void BPF_STRUCT_OPS(layers_dispatch, s32 cpu, struct task_struct *prev)
 		prev = NULL;
 	if (before(scx_bpf_now(), evict_until))
 		evict(cpu);
-	if (serve_late(c))
+	/* Every other turn, or layers whose tasks are not late would come to be. */
+	c->late = !c->late && serve_late(c);
+	if (c->late)
 		return;
 	if (prev && goes_on(prev, c, cpu))
 		return;
@@ -171,7 +178,6 @@ void BPF_STRUCT_OPS(layers_running, struct task_struct *p)
 		l->clock = t->vtime;
 	if (c->owner == SHARED && !c->late && before(shared_vtime, l->vtime))
 		shared_vtime = l->vtime;
-	c->late = false;
 }
 
 void BPF_STRUCT_OPS(layers_stopping, struct task_struct *p, bool runnable)
@@ -203,6 +209,7 @@ void BPF_STRUCT_OPS(layers_enable, struct task_struct *p)
 	if (!t)
 		return;
 	t->charged = p->se.sum_exec_runtime;
+	t->woke = ~0ULL;
 	t->stood = ~0ULL;
 	t->queue = queue_for(p, t);
 	l = layer_of(t->queue);

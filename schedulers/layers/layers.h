@@ -31,8 +31,7 @@ struct layer {
 	u64 vtime;	/* run time on shared CPUs so far, divided by weight */
 	u64 clock;	/* the largest virtual time of a task that was served */
 	u64 last;	/* the largest of one that was queued */
-	u64 due;	/* when floor is to be goal, that is to be next, and that last: see give_way() */
-	u64 next;
+	u64 due;	/* when floor is to be goal, and goal last: see give_way() */
 	u64 goal;
 	u64 floor;	/* before which nobody comes any more */
 	u64 load;	/* weights of its tasks that wait or run, */
@@ -55,7 +54,8 @@ struct layers_task {
 	struct identity who;
 	u64 vtime;	/* run time so far, divided by weight */
 	u64 charged;	/* p->se.sum_exec_runtime up to which vtime is right */
-	u64 stood;	/* the same when it was queued, all ones before that */
+	u64 woke;	/* the same when it last woke, */
+	u64 stood;	/* and when it was queued; all ones before that */
 	u64 since;	/* and the time then */
 	u32 layer;	/* it belongs to */
 	u32 queue;	/* the layer that it competes in: its own, or the strays */
@@ -67,7 +67,7 @@ struct layers_cpu {
 	u32 running;	/* the layer that runs */
 	u32 turns;	/* counts, to look at the strays now and then */
 	u32 offline;
-	u32 late;	/* what comes next was late, see late.h */
+	u32 late;	/* its last turn went to who was late, see late.h */
 	u64 looked;	/* when it last found nobody late */
 };
 

@@ -71,7 +71,7 @@ static bool goes_on(struct task_struct *prev, const struct layers_cpu *c, u32 cp
 			return false;
 	}
 	stat_inc(kept);
-	scx_bpf_task_set_slice(prev, slice_us * NSEC);
+	scx_bpf_task_set_slice(prev, slice_ns(l));
 	return true;
 }
 

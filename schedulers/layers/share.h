@@ -14,10 +14,29 @@ static u64 patience_ns(void)
 	return max_wait_us * NSEC / 2;
 }
 
+/* A turn is shorter where a round of all would take longer than half of max_wait_us. */
+static u64 slice_ns(const struct layer *l)
+{
+	u64 slice = slice_us * NSEC, most = patience_ns() * (l->nr_cpus ?: 1) / (l->nr + 1);
+
+	return slice < most ? slice : most;
+}
+
 /* How far virtual time comes in max_wait_us, where these CPUs serve this load. */
 static u64 max_wait_vtime(u64 load, u32 nr_cpus)
 {
 	return max_wait_us * NSEC * (nr_cpus ?: 1) * 100 / (load + 1);
+}
+
+/*
+ * By how much who slept may be behind its layer's clock. Where very many wait it is less than lag_us: so
+ * little that as many as wait, had all of them slept, would be owed a quarter of max_wait_us.
+ */
+static u64 lag_ns(const struct layer *l)
+{
+	u64 lag = lag_us * NSEC, most = max_wait_vtime(l->load, l->nr_cpus) / 4;
+
+	return lag < most ? lag : most;
 }
 
 /*
@@ -120,11 +139,11 @@ static u32 queue_for(struct task_struct *p, struct layers_task *t)
 }
 
 /*
- * Nobody comes before those of its layer who have waited for max_wait_us. Virtual time alone
- * doesn't see to that: a light task's turn puts it back by much while it is among its like, and
- * then come heavy ones, for whom the clock hardly moves. So every half of max_wait_us the largest
- * virtual time is taken down, and two of these halves later all who waited then are let go first.
- * Unless weights have changed the clock has got there by itself.
+ * Who had a turn doesn't come before those of its layer who waited for max_wait_us, nor does a new
+ * task, for there is no end to these. Virtual time alone doesn't see to that: a light task's turn
+ * puts it back by much while it is among its like, and then come heavy ones, for whom the clock
+ * hardly moves. So every half of max_wait_us the largest virtual time is taken down, and half of it
+ * later all who waited then are let go first.
  */
 static void give_way(struct layers_task *t, struct layer *l)
 {
@@ -133,8 +152,7 @@ static void give_way(struct layers_task *t, struct layer *l)
 	if (before(due, now) &&
 	    __sync_val_compare_and_swap(&l->due, due, now + patience_ns()) == due) {
 		l->floor = l->goal;
-		l->goal = l->next;
-		l->next = l->last;
+		l->goal = l->last;
 	}
 	if (before(t->vtime, l->floor))
 		t->vtime = l->floor;
@@ -168,9 +186,11 @@ static void place(struct task_struct *p, struct layers_task *t)
 	count_in(p, t);
 	if (is_queued_again(p, t))
 		return;
-	if (before(t->vtime, l->clock - lag_us * NSEC))
-		t->vtime = l->clock - lag_us * NSEC;
-	give_way(t, l);
+	if (before(t->vtime, l->clock - lag_ns(l)))
+		t->vtime = l->clock - lag_ns(l);
+	/* Who woke has had no turn, and may hold what others wait for. */
+	if (t->woke != p->se.sum_exec_runtime)
+		give_way(t, l);
 }
 
 #endif /* __LAYERS_SHARE_H */
